@@ -1,0 +1,1 @@
+"""Autoencoders: models that learn a code and its decoder."""

@@ -1,0 +1,1 @@
+"""Honest numbers for any generator."""

@@ -1,0 +1,1 @@
+"""Layers shared by the networks of several families."""

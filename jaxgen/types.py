@@ -1,0 +1,50 @@
+"""The protocol every family satisfies: a module with a Config, `init`, `train_step` and `sample`."""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, Protocol, runtime_checkable
+
+from jax import Array
+
+Batch = Mapping[str, Array]
+"""What a step is given, by name: "image" (B, H, W, C) float32 in [-1, 1]; "label" (B,) int32; "x" (B, D) float32;
+"tokens" (B, T) int32; "mask" (B, T) bool; "a" and "b" two image domains; "audio" (B, T) float32."""
+
+Metrics = dict[str, Array]
+"""Scalars by name, on the device: never Python floats inside a step."""
+
+State = Any
+"""A NamedTuple of arrays and trees of arrays, among them `step` () int32 and `key`, a typed PRNG key."""
+
+
+@runtime_checkable
+class Family(Protocol):
+    """What `fit`, `load` and the command line need of a model; a Python module has it (PEP 544)."""
+
+    Config: type
+    """Frozen, flat, static dataclass: every hyperparameter, and the `shape` of one example."""
+
+    def init(self, key: Array, cfg: Any, batch: Any = None) -> Any:
+        """A fresh State; `batch` serves data-dependent initialisation only and changes no shape."""
+
+    def train_step(self, state: Any, batch: Any, cfg: Any) -> tuple[Any, Metrics]:
+        """The next State and the scalars of this step; randomness is `fold_in(state.key, state.step)`."""
+
+    def sample(self, key: Array, state: Any, n: int, cfg: Any) -> Array:
+        """`n` draws from the model, in the space of the data."""
+
+
+def families() -> dict[str, ModuleType]:
+    """Every family of the package by its dotted name, found by walking it."""
+    import jaxgen
+
+    found = {}
+    for info in pkgutil.walk_packages(jaxgen.__path__, "jaxgen."):
+        if info.ispkg or info.name.split(".")[1] in ("data", "nn", "evaluation") or info.name.count(".") < 2:
+            continue
+        module = importlib.import_module(info.name)
+        if isinstance(module, Family):
+            found[info.name] = module
+    return found
