@@ -1,0 +1,167 @@
+"""A data set: compact arrays held whole, or a source of examples too large to hold.
+
+Both keep pictures as uint8 and hand them out as float32 in [-1, 1]; the conversion is one function, so
+that a batch made on the device, a streamed one and an evaluation batch hold the same numbers.
+"""
+
+import dataclasses
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxgen.types import Batch
+
+_MAIN = ("image", "x", "a", "tokens", "audio")
+
+
+class DataError(ValueError):
+    """What any bad data set, name, split or file raises: one line, what is wrong and what to do."""
+
+
+def to_batch(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Compact arrays (B, ...) as a model takes them; NumPy or JAX arrays, traced ones too.
+
+    uint8 pictures (B, H, W, C) become float32 in [-1, 1]; other integers become int32, floats float32.
+    """
+    return {name: _convert(array) for name, array in arrays.items()}
+
+
+def _convert(array):
+    if array.dtype == np.uint8 and array.ndim == 4:
+        # k / 127.5 - 1, in operations that XLA neither reorders nor fuses: the same bits compiled or not.
+        return (array.astype(np.float32) - np.float32(127.5)) * np.float32(1 / 127.5)
+    if array.dtype == bool:
+        return array
+    return array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set held whole in memory.
+
+    `arrays` are compact and of one length N: "image" (N, H, W, C) uint8, or float in [-1, 1]; "label" (N,)
+    integers; "x" (N, D) float; any further names of `jaxgen.types.Batch`. `d[i]` is one example for an int
+    and a batch for a slice or an index array, converted by `to_batch`. `num_classes` left at 0 is counted
+    from the names or the labels.
+
+    Raises:
+        DataError: arrays of different lengths, no examples, or values that are not what their name says.
+
+    Example:
+        Dataset("mine", "train", {"image": pictures, "label": digits})
+    """
+
+    name: str
+    split: str
+    arrays: Mapping[str, np.ndarray]
+    num_classes: int = 0
+    label_names: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        arrays = {key: _checked(self.name, key, np.asarray(array)) for key, array in self.arrays.items()}
+        lengths = {key: len(array) for key, array in arrays.items()}
+        if not lengths or 0 in lengths.values():
+            raise DataError(f"data set {self.name!r}, split {self.split!r} has no examples")
+        if len(set(lengths.values())) > 1:
+            raise DataError(f"data set {self.name!r}: arrays of different lengths {lengths}")
+        num_classes, label_names = self.num_classes, tuple(self.label_names)
+        if "label" in arrays:
+            num_classes = num_classes or len(label_names) or int(arrays["label"].max()) + 1
+            lowest, highest = arrays["label"].min(), arrays["label"].max()
+            if lowest < 0 or highest >= num_classes:
+                raise DataError(
+                    f"data set {self.name!r}: labels {lowest}..{highest} do not fit {num_classes} classes"
+                )
+        object.__setattr__(self, "arrays", arrays)
+        object.__setattr__(self, "num_classes", num_classes)
+        object.__setattr__(self, "label_names", label_names)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one example of "image" if there is one, else of "x", "a", "tokens", "audio"."""
+        return self.arrays[main_array(self.arrays)].shape[1:]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def __getitem__(self, index: int | slice | np.ndarray) -> Batch:
+        if isinstance(index, (int, np.integer)):
+            # Converted as a batch of one: the rank tells a picture from other bytes.
+            index = range(len(self))[index]
+            return {key: array[0] for key, array in self[index : index + 1].items()}
+        return to_batch({key: array[index] for key, array in self.arrays.items()})
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StreamedDataset:
+    """A data set read example by example.
+
+    `source` is random-access: `len(source)`, and `source[i]`, for 0 <= i < len, is one example as a dict of
+    compact arrays without a batch axis ("image" (H, W, C) uint8, "label" ()). Indexed as a `Dataset` is.
+    """
+
+    name: str
+    split: str
+    source: Sequence[Mapping[str, np.ndarray]]
+    shape: tuple[int, ...]
+    num_classes: int = 0
+    label_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int | slice | np.ndarray) -> Batch:
+        positions = range(len(self))
+        if isinstance(index, (int, np.integer)):
+            batch = to_batch(stack([self.source[positions[index]]]))
+            return {key: array[0] for key, array in batch.items()}
+        if not isinstance(index, slice):
+            index = np.asarray(index)
+            index = np.flatnonzero(index) if index.dtype == bool else index
+            return to_batch(stack([self.source[positions[operator.index(i)]] for i in index]))
+        return to_batch(stack([self.source[i] for i in positions[index]]))
+
+
+def in_order(dataset: Dataset | StreamedDataset, batch_size: int) -> Iterator[Batch]:
+    """Each example once, in order, as NumPy batches; the last may be short. For evaluation."""
+    if batch_size < 1:
+        raise DataError(f"batch size must be at least 1, not {batch_size}")
+    for start in range(0, len(dataset), batch_size):
+        yield dataset[start : start + batch_size]
+
+
+def stack(examples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Examples, dicts of equal shapes, as one dict of arrays (B, ...)."""
+    return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+
+
+def main_array(names) -> str:
+    """The array whose shape is the data set's: "image" if there is one, else "x", "a", "tokens", "audio"."""
+    return next((name for name in _MAIN if name in names), next(iter(names)))
+
+
+def _checked(dataset: str, key: str, array: np.ndarray) -> np.ndarray:
+    """`array` in the type its name promises."""
+    where = f"data set {dataset!r}: {key!r}"
+    if array.ndim == 0 or array.dtype.kind not in "buif":
+        raise DataError(
+            f"{where} must be an array of numbers, one row an example, not {array.dtype} {array.shape}"
+        )
+    if array.dtype.kind == "f":
+        array = array.astype(np.float32, copy=False)
+        if not np.isfinite(array).all():
+            raise DataError(f"{where} has values that are not finite")
+    if key == "image":
+        if array.ndim != 4:
+            raise DataError(f"{where} must be (N, height, width, channels), not {array.shape}")
+        if array.dtype != np.uint8 and (array.dtype.kind != "f" or (array.size and np.abs(array).max() > 1)):
+            raise DataError(f"{where} must be uint8 or float in [-1, 1], not {array.dtype} with other values")
+    elif key == "label":
+        if array.ndim != 1 or array.dtype.kind not in "ui":
+            raise DataError(f"{where} must be (N,) integers, not {array.dtype} {array.shape}")
+        array = array.astype(np.int32, copy=False)
+    elif key == "x":
+        array = array.astype(np.float32, copy=False)
+    return array
