@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxgen.data.dataset import DataError, Dataset, StreamedDataset, stack, to_batch
+from jaxgen.data.dataset import DataError, Dataset, StreamedDataset, to_batch
 from jaxgen.types import Batch
 
 # Fewer leave the orders of very small sets measurably unequal (5 examples, 8 rounds).
@@ -107,14 +107,15 @@ class StreamedBatches:
         import grain
 
         steps = grain.MapDataset.range(operator.index(start), 2**31).map(self)
-        return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=16, prefetch_buffer_size=16)))
+        return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=8, prefetch_buffer_size=8)))
 
     @functools.cached_property
     def _slices(self):
         import grain
 
-        examples = grain.MapDataset.source(self.dataset.source).seed(self.seed).shuffle().repeat()
-        return examples.batch(self.batch_size // self.process[1], batch_fn=stack).map(to_batch)
+        # Positions are shuffled and batched, not examples: a source that can then reads a batch at once.
+        positions = grain.MapDataset.range(len(self.dataset)).seed(self.seed).shuffle().repeat()
+        return positions.batch(self.batch_size // self.process[1]).map(self.dataset.__getitem__)
 
 
 @functools.partial(jax.jit, static_argnums=1)

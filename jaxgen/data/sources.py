@@ -1,11 +1,16 @@
 """Data sets by name, and parts of them by split string."""
 
 import difflib
+import math
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from jaxgen.data import images, points
-from jaxgen.data.dataset import DataError, Dataset, StreamedDataset
+import numpy as np
+
+from jaxgen.data import arrays, catalogue, images, points
+from jaxgen.data.dataset import DataError, Dataset, StreamedDataset, check_split, read, take
 
 _BUILT_IN: dict[str, Callable[[str], Dataset]] = {
     "digits": images.digits,
@@ -13,6 +18,11 @@ _BUILT_IN: dict[str, Callable[[str], Dataset]] = {
     "grid": points.grid,
     "moons": points.moons,
 }
+
+WHOLE_LIMIT = 2**30
+"""Bytes of pictures, as uint8, up to which a data set is read whole; larger ones are streamed."""
+
+_CHUNK = 512
 
 
 def names() -> tuple[str, ...]:
@@ -26,22 +36,40 @@ def load(
     """A data set by name.
 
     Args:
-        name: one of `names()`.
-        split: "train", "test", or a slice of one: "train[:50000]", "train[90%:]".
-        data_dir: where prepared data sets are.
-        image_size: side in pixels to bring the pictures of a folder to.
+        name: one of `names()`; "folder:PATH", "npz:PATH" or "idx:PATH"; or a name of the tensorflow-datasets
+            catalogue, such as "mnist" or "cycle_gan/horse2zebra".
+        split: "train", "test" or another that the set has, or a slice of one: "train[:50000]", "train[90%:]".
+        data_dir: where prepared sets of the catalogue are; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+        image_size: pixels; brings pictures to this height and width (shorter side resized, centre cut out).
+
+    Returns:
+        The set held whole if it takes at most `WHOLE_LIMIT` bytes, else one that is read as it is used.
 
     Raises:
-        DataError: an unknown name or split, in one line that names the known ones.
+        DataError: an unknown name or split, a missing or damaged file: one line that says what to do.
     """
+    if image_size is not None and image_size < 1:
+        raise DataError(f"image_size must be at least 1 pixel, not {image_size}")
     whole, part = parse_split(split)
-    if name not in _BUILT_IN:
-        near = difflib.get_close_matches(name, names())
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise DataError(f"unknown data set {name!r}: {hint}Built in are {', '.join(names())}")
-    if whole not in ("train", "test"):
-        raise DataError(f"data set {name!r} has no split {whole!r}: its splits are train, test")
-    return take(_BUILT_IN[name](whole), split, part)
+    kind, _, path = name.partition(":")
+    where = Path(path).expanduser()
+    if name in _BUILT_IN:
+        check_split(name, whole, ("train", "test"))
+        dataset = _BUILT_IN[name](whole)
+    elif kind == "folder" and path:
+        dataset = images.folder(where, whole, image_size)
+    elif kind == "npz" and path:
+        dataset = arrays.npz(where, whole)
+    elif kind == "idx" and path:
+        dataset = arrays.idx(where, whole)
+    else:
+        dataset = catalogue.load(name, whole, data_dir, image_size)
+        if dataset is None:
+            raise _unknown(name)
+    dataset = take(dataset, split, part(len(dataset)))
+    if isinstance(dataset, StreamedDataset):
+        return dataset if len(dataset) * math.prod(dataset.shape) > WHOLE_LIMIT else _read_whole(dataset)
+    return dataset if image_size is None else images.resized(dataset, image_size)
 
 
 def parse_split(split: str) -> tuple[str, Callable[[int], slice]]:
@@ -59,8 +87,29 @@ def parse_split(split: str) -> tuple[str, Callable[[int], slice]]:
     return whole, lambda size: slice(position(start, size), position(stop, size))
 
 
-def take(dataset: Dataset, split: str, part: Callable[[int], slice]) -> Dataset:
-    """The examples of `dataset` that the split string asks for."""
-    chosen = part(len(dataset))
-    arrays = {key: array[chosen] for key, array in dataset.arrays.items()}
-    return Dataset(dataset.name, split, arrays, dataset.num_classes, dataset.label_names)
+def _read_whole(streamed: StreamedDataset) -> Dataset:
+    first = streamed.source[0]
+    whole = {key: np.empty((len(streamed), *np.shape(value)), value.dtype) for key, value in first.items()}
+
+    def fill(start: int) -> None:
+        rows = range(len(streamed))[start : start + _CHUNK]
+        for row, example in zip(rows, read(streamed.source, rows), strict=True):
+            for key, value in example.items():
+                whole[key][row] = value
+
+    # Of small pictures most time goes to Python itself, which threads only make wait for one another.
+    workers = 1 if math.prod(streamed.shape) < 2**12 else None
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(fill, range(0, len(streamed), _CHUNK)))
+    return Dataset(streamed.name, streamed.split, whole, streamed.num_classes, streamed.label_names)
+
+
+def _unknown(name: str) -> DataError:
+    shown = {known: known for known in [*names(), *catalogue.names()]}
+    shown |= {kind: f"{kind}:PATH" for kind in ("folder", "npz", "idx")}
+    near = [shown[match] for match in difflib.get_close_matches(name.partition(":")[0], shown)]
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return DataError(
+        f"unknown data set {name!r}: {hint}Built in are {', '.join(names())}; others are folder:PATH, "
+        "npz:PATH, idx:PATH and the names of the tensorflow-datasets catalogue"
+    )

@@ -1,0 +1,216 @@
+"""Folders of image files: what is found, decoded, resized, split and refused; streamed and whole alike."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxgen import data
+from jaxgen.data import sources
+
+
+def save(path, pixels, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """30 RGB pictures, 6 high and 5 wide, in two classes; red is the picture's number."""
+    for i in range(30):
+        pixels = np.random.default_rng(i).integers(0, 256, (6, 5, 3), np.uint8)
+        pixels[..., 0] = i
+        save(tmp_path / ("cat", "ant")[i % 2] / f"{i:02}.png", pixels)
+    (tmp_path / "README.txt").write_text("not a picture")
+    (tmp_path / ".hidden").mkdir()
+    return tmp_path
+
+
+def numbers(dataset):
+    return dataset.arrays["image"][:, 0, 0, 0]
+
+
+def test_subfolders_are_classes_and_a_fifth_is_held_out(pictures):
+    train, test = data.load(f"folder:{pictures}"), data.load(f"folder:{pictures}", "test")
+    assert (train.shape, train.num_classes, train.label_names) == ((6, 5, 3), 2, ("ant", "cat"))
+    assert sorted([*numbers(train), *numbers(test)]) == list(range(30))
+    for dataset, size in ((train, 24), (test, 6)):
+        assert len(dataset) == size
+        np.testing.assert_array_equal(dataset.arrays["label"], numbers(dataset) % 2 == 0)
+        for image, i in zip(dataset.arrays["image"], numbers(dataset), strict=True):
+            expected = np.random.default_rng(i).integers(0, 256, (6, 5, 3), np.uint8)
+            np.testing.assert_array_equal(image[..., 1:], expected[..., 1:])
+    np.testing.assert_array_equal(numbers(data.load(f"folder:{pictures}", "train[:5]")), numbers(train)[:5])
+
+
+def test_streamed_and_whole_hold_the_same(pictures, monkeypatch):
+    whole = data.load(f"folder:{pictures}")
+    monkeypatch.setattr(sources, "WHOLE_LIMIT", 0)
+    streamed = data.load(f"folder:{pictures}")
+    assert isinstance(streamed, data.StreamedDataset)
+    for name in ("name", "split", "shape", "num_classes", "label_names"):
+        assert getattr(streamed, name) == getattr(whole, name)
+    assert len(streamed) == len(whole)
+    for a, b in zip(data.in_order(whole, 7), data.in_order(streamed, 7), strict=True):
+        np.testing.assert_array_equal(a["image"], b["image"])
+        np.testing.assert_array_equal(a["label"], b["label"])
+    for index in (3, -1, slice(2, 9, 3), np.array([5, -2]), np.arange(24) % 5 == 0):
+        np.testing.assert_array_equal(streamed[index]["image"], whole[index]["image"])
+        np.testing.assert_array_equal(streamed[index]["label"], whole[index]["label"])
+    with pytest.raises(IndexError):
+        streamed[24]
+
+    part = data.load(f"folder:{pictures}", "train[4:10]")
+    np.testing.assert_array_equal(part[:]["image"], whole[4:10]["image"])
+    with pytest.raises(data.DataError, match="no examples"):
+        data.load(f"folder:{pictures}", "train[24:]")
+
+    batches = data.batches(streamed, 6, seed=0)
+    epoch = np.concatenate([batch["image"] for batch, _ in zip(batches.iterate(0), range(4), strict=False)])
+    np.testing.assert_array_equal(np.sort(epoch, 0), np.sort(whole[:]["image"], 0))
+
+
+def test_train_and_test_folders_are_the_splits(tmp_path):
+    for split, count in (("train", 5), ("test", 2)):
+        for label in ("a", "b") if split == "train" else ("b",):
+            for i in range(count):
+                save(tmp_path / split / label / f"{i}.png", np.full((4, 4), i, np.uint8))
+    train, test = data.load(f"folder:{tmp_path}"), data.load(f"folder:{tmp_path}", "test")
+    assert (len(train), len(test)) == (10, 2)
+    assert train.shape == (4, 4, 1)
+    assert train.label_names == test.label_names == ("a", "b")
+    assert set(test.arrays["label"]) == {1}
+    with pytest.raises(data.DataError, match="no split 'valid': its splits are test, train"):
+        data.load(f"folder:{tmp_path}", "valid")
+
+
+def test_loose_pictures_have_no_label(tmp_path):
+    for i in range(10):
+        save(tmp_path / f"{i}.bmp", np.full((4, 4), i, np.uint8))
+    loose = data.load(f"folder:{tmp_path}")
+    assert list(loose.arrays) == ["image"]
+    assert loose.num_classes == 0
+    save(tmp_path / "class" / "a.png", np.zeros((4, 4), np.uint8))
+    with pytest.raises(data.DataError, match="both beside and inside subfolders"):
+        data.load(f"folder:{tmp_path}")
+
+
+def test_the_home_folder_is_expanded(pictures, monkeypatch):
+    monkeypatch.setenv("HOME", str(pictures.parent))
+    assert len(data.load(f"folder:~/{pictures.name}")) == 24
+
+
+def test_one_colour_picture_makes_the_set_rgb(tmp_path):
+    for i in range(9):
+        save(tmp_path / f"{i}.png", np.full((4, 4), 10 * i, np.uint8))
+    assert data.load(f"folder:{tmp_path}").shape == (4, 4, 1)
+    save(tmp_path / "colour.png", np.full((4, 4, 3), (1, 2, 3), np.uint8))
+    mixed = data.load(f"folder:{tmp_path}")
+    assert mixed.shape == (4, 4, 3)
+    gray = mixed.arrays["image"][numbers(mixed) % 10 == 0]
+    assert (gray == gray[..., :1]).all()
+
+
+def test_depths_transparency_and_orientation(tmp_path):
+    save(tmp_path / "train" / "deep.png", np.full((4, 4), 200 * 256 + 7, np.uint16))
+    save(tmp_path / "train" / "bits.png", np.eye(4, dtype=bool))
+    deep = data.load(f"folder:{tmp_path}").arrays["image"]
+    assert (deep[1] == 200).all()
+    np.testing.assert_array_equal(deep[0, :, :, 0], 255 * np.eye(4))
+
+    veiled = np.zeros((4, 4, 4), np.uint8)
+    veiled[:2, :, 3] = 255
+    save(tmp_path / "train" / "veiled.png", veiled)
+    assert (data.load(f"folder:{tmp_path}").arrays["image"][2, :, 0, 0] == [0, 0, 255, 255]).all()
+
+    turned = np.zeros((16, 8), np.uint8)
+    turned[:8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # seen upright when turned a quarter clockwise
+    save(tmp_path / "other" / "train" / "turned.jpg", turned, exif=exif, quality=100)
+    image = data.load(f"folder:{tmp_path}/other").arrays["image"][0, ..., 0]
+    assert image.shape == (8, 16)
+    assert (image[:, :7] < 10).all()
+    assert (image[:, 9:] > 245).all()
+
+
+def test_sizes_must_agree_or_be_asked_for(tmp_path):
+    ramp = np.tile(np.arange(0, 240, 2, dtype=np.uint8), (40, 1))
+    for i, image in enumerate(
+        [ramp, ramp.T, ramp[:, 40:80], np.tile(np.uint8([[0, 255], [255, 0]]), (32, 32))]
+    ):
+        save(tmp_path / "train" / f"{i}.png", image)
+    with pytest.raises(data.DataError, match=r"4 sizes \(40x40, 40x120, 64x64, 120x40\): give image_size"):
+        data.load(f"folder:{tmp_path}")
+    image = data.load(f"folder:{tmp_path}", image_size=10).arrays["image"][..., 0].astype(int)
+    assert image.shape == (4, 10, 10)
+    # The centre 40 columns of the ramp rise from 80 to 158, and shrink to 10 means of 4.
+    np.testing.assert_allclose(image[0], np.tile(np.arange(83, 160, 8), (10, 1)), atol=2)
+    np.testing.assert_array_equal(image[1], image[0].T)
+    np.testing.assert_array_equal(image[2], image[0])
+    # Without antialiasing a checkerboard of single pixels would alias instead of turning gray.
+    assert np.abs(image[3] - 127.5).max() < 10
+
+
+def test_image_size_serves_arrays_too():
+    digits, large = data.load("digits"), data.load("digits", image_size=16)
+    assert large.shape == (16, 16, 1)
+    np.testing.assert_array_equal(large.arrays["label"], digits.arrays["label"])
+    means = large.arrays["image"].reshape(-1, 8, 2, 8, 2).mean((2, 4))
+    assert np.abs(means - digits.arrays["image"][..., 0]).mean() < 10
+    assert data.load("digits", image_size=8).arrays["image"].tobytes() == digits.arrays["image"].tobytes()
+    for name, size, message in (("ring", 8, "no 8-bit pictures"), ("digits", 0, "at least 1 pixel")):
+        with pytest.raises(data.DataError, match=message):
+            data.load(name, image_size=size)
+
+
+def test_bad_folders_are_one_line(tmp_path):
+    with pytest.raises(data.DataError, match="no such folder"):
+        data.load(f"folder:{tmp_path}/nothing")
+    with pytest.raises(data.DataError, match="has no pictures"):
+        data.load(f"folder:{tmp_path}")
+    save(tmp_path / "train" / "a" / "0.png", np.zeros((4, 4), np.uint8))
+    save(tmp_path / "test" / "0.png", np.zeros((4, 4), np.uint8))
+    with pytest.raises(data.DataError, match="class subfolders in some splits only"):
+        data.load(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "gif"])
+def test_damaged_pictures_are_named(tmp_path, suffix):
+    rng = np.random.default_rng(0)
+    file = tmp_path / f"picture.{suffix}"
+    save(file, rng.integers(0, 256, (20, 20), np.uint8))
+    content = file.read_bytes()
+    intact = data.load(f"folder:{tmp_path}").arrays["image"]
+
+    def outcome():
+        try:
+            return data.load(f"folder:{tmp_path}").arrays["image"]
+        except data.DataError as error:
+            return str(error)
+
+    for length in [0, 1, *rng.integers(2, len(content), 40)]:
+        file.write_bytes(content[:length])
+        found = outcome()
+        if isinstance(found, str):
+            assert str(file) in found
+            assert "\n" not in found
+        else:
+            # A file may lose what follows its pixels.
+            np.testing.assert_array_equal(found, intact)
+            assert length > 0.9 * len(content)
+    for position in rng.integers(0, len(content), 60):
+        file.write_bytes(content[:position] + rng.bytes(1) + content[position + 1 :])
+        found = outcome()
+        assert not isinstance(found, str) or "\n" not in found
+
+
+def test_damage_shows_when_a_streamed_picture_is_read(pictures, monkeypatch):
+    monkeypatch.setattr(sources, "WHOLE_LIMIT", 0)
+    file = pictures / "cat" / "00.png"
+    file.write_bytes(file.read_bytes()[:60])
+    streamed = data.load(f"folder:{pictures}")
+    with pytest.raises(data.DataError, match=r"00\.png cannot be read as a picture"):
+        list(data.in_order(streamed, 4))
+    with pytest.raises(data.DataError, match=r"00\.png cannot be read as a picture"):
+        for _ in zip(data.batches(streamed, 4, seed=0).iterate(0), range(6), strict=False):
+            pass
