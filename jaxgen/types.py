@@ -9,8 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 from jax import Array
 
 Batch = Mapping[str, Array]
-"""What a step is given, by name: "image" (B, H, W, C) float32 in [-1, 1]; "label" (B,) int32; "x" (B, D) float32;
-"tokens" (B, T) int32; "mask" (B, T) bool; "a" and "b" two image domains; "audio" (B, T) float32."""
+"""What a step is given, by name: "image" (B, H, W, C) float32 in [-1, 1]; "label" (B,) int32; "x" (B, D)
+float32; "tokens" (B, T) int32; "mask" (B, T) bool; "a" and "b" two image domains; "audio" (B, T) float32."""
 
 Metrics = dict[str, Array]
 """Scalars by name, on the device: never Python floats inside a step."""
@@ -34,6 +34,11 @@ class Family(Protocol):
 
     def sample(self, key: Array, state: Any, n: int, cfg: Any) -> Array:
         """`n` draws from the model, in the space of the data."""
+
+
+def observed(batch: Batch) -> Array:
+    """The data of a batch for models of one variable: its "image" if it has one, else its "x"."""
+    return batch["image"] if "image" in batch else batch["x"]
 
 
 def families() -> dict[str, ModuleType]:

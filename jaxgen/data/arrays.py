@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgen.data.dataset import DataError, Dataset, check_split, one_line, take
+from jaxgen.data.dataset import DataError, Dataset, StreamedDataset, check_split, one_line, take
 from jaxgen.data.images import held_out
 
 _STEMS = {"train": "train", "test": "t10k"}
@@ -23,10 +23,12 @@ def idx(path: Path, split: str, name: str | None = None, label_names: tuple[str,
     """
     name = name or f"idx:{path}"
     check_split(name, split, _STEMS)
-    files = [find_idx(path, split, kind) for kind in ("images", "labels")]
-    for kind, file in zip(("images-idx3", "labels-idx1"), files, strict=True):
+    files = []
+    for kind, suffix in (("images", "images-idx3"), ("labels", "labels-idx1")):
+        file = find_idx(path, split, kind)
         if file is None:
-            raise DataError(f"{name}: {path} has no {_STEMS[split]}-{kind}-ubyte, plain or .gz")
+            raise DataError(f"{name}: {path} has no {_STEMS[split]}-{suffix}-ubyte, plain or .gz")
+        files.append(file)
     image, label = _read_idx(files[0], 3), _read_idx(files[1], 1)
     if len(image) != len(label):
         raise DataError(f"{files[0]} has {len(image)} pictures but {files[1]} {len(label)} labels")
@@ -58,7 +60,7 @@ def _read_idx(file: Path, rank: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
-def npz(path: Path, split: str) -> Dataset:
+def npz(path: Path, split: str) -> Dataset | StreamedDataset:
     """Arrays of an npz archive by their keys.
 
     Pictures are "image", "images" or "x", integers 0 .. 255 of shape (N, H, W) or (N, H, W, C); an array

@@ -10,6 +10,7 @@ import functools
 import math
 import operator
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -158,9 +159,9 @@ def permute(index: Array, size: int, key_words: tuple[Array, ...]) -> Array:
     return lax.while_loop(lambda carry: carry[1].any(), walk, (index, jnp.ones_like(index, bool)))[0]
 
 
-def _hash(*words: Array) -> Array:
+def _hash(*words: Any) -> Any:
     """uint32 words to one that looks random: MurmurHash3's finaliser, chained (Appleby, 2011)."""
-    hashed = np.uint32(0)
+    hashed: Any = np.uint32(0)
     for word in words:
         hashed = hashed ^ (word + np.uint32(0x9E3779B9))
         hashed = (hashed ^ (hashed >> 16)) * np.uint32(0x85EBCA6B)

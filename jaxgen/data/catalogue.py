@@ -4,7 +4,7 @@ import dataclasses
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def names() -> list[str]:
 
 
 def load(
-    name: str, split: str, data_dir: str | None, image_size: int | None
+    name: str, split: str, data_dir: str | Path | None, image_size: int | None
 ) -> Dataset | StreamedDataset | None:
     """A set of pictures from the catalogue, or None if the name is in neither the catalogue nor the folder.
 
@@ -115,17 +115,17 @@ class _Records:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         try:
             records = read(self.records, indices)
         except Exception as error:  # the reader raises bare RuntimeErrors on damaged files
             raise DataError(f"{self.name} cannot be read: {one_line(error)}") from error
         return [self._example(index, record) for index, record in zip(indices, records, strict=True)]
 
-    def _example(self, index: int, record: dict[str, Any]) -> dict[str, np.ndarray]:
+    def _example(self, index: int, record: Mapping[str, Any]) -> dict[str, Any]:
         image = decode(
             io.BytesIO(record["image"]), self.channels, self.image_size, f"{self.name}, example {index}"
         )

@@ -6,7 +6,7 @@ that a batch made on the device, a streamed one and an evaluation batch hold the
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -93,6 +93,14 @@ class Dataset:
         return to_batch({key: array[index] for key, array in self.arrays.items()})
 
 
+class Source(Protocol):
+    """Examples by number, each a dict of compact arrays without a batch axis."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class StreamedDataset:
     """A data set read example by example.
@@ -103,7 +111,7 @@ class StreamedDataset:
 
     name: str
     split: str
-    source: Sequence[Mapping[str, np.ndarray]]
+    source: Source
     shape: tuple[int, ...]
     num_classes: int = 0
     label_names: tuple[str, ...] = ()
@@ -120,12 +128,12 @@ class StreamedDataset:
             index = np.asarray(index)
             rows = [positions[row] for row in (np.flatnonzero(index) if index.dtype == bool else index)]
         else:
-            rows = positions[index]
+            rows = list(positions[index])
         examples = read(self.source, rows)
         return to_batch({key: np.stack([example[key] for example in examples]) for key in examples[0]})
 
 
-def read(source: Sequence[Mapping[str, np.ndarray]], rows: Sequence[int]) -> list[Mapping[str, np.ndarray]]:
+def read(source: Source, rows: Sequence[int]) -> list[Mapping[str, np.ndarray]]:
     """Examples of a source, through its `__getitems__` if it has one: some read many at once far faster."""
     rows = [int(row) for row in rows]
     return (
@@ -135,7 +143,7 @@ def read(source: Sequence[Mapping[str, np.ndarray]], rows: Sequence[int]) -> lis
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Part:
-    source: Sequence[Mapping[str, np.ndarray]]
+    source: Source
     rows: Sequence[int]
 
     def __len__(self) -> int:
@@ -155,7 +163,7 @@ def take(
     if isinstance(dataset, Dataset):
         arrays = {key: array[chosen] for key, array in dataset.arrays.items()}
         return dataclasses.replace(dataset, split=split, arrays=arrays)
-    rows = range(len(dataset))[chosen]
+    rows = np.arange(len(dataset))[chosen].tolist()
     if not rows:
         raise DataError(f"data set {dataset.name!r}, split {split!r} has no examples")
     return dataclasses.replace(dataset, split=split, source=_Part(dataset.source, rows))

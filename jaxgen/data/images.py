@@ -115,8 +115,9 @@ def decode(file, channels: int, image_size: int | None, name: str) -> np.ndarray
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(file) as image:
-            if image.format in ("JPEG", "MPO", "TIFF", "WEBP"):
+        with Image.open(file) as opened:
+            image: Image.Image = opened
+            if opened.format in ("JPEG", "MPO", "TIFF", "WEBP"):
                 image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):
                 # 16 bits a pixel, which PIL would clip to 8 instead of scaling.

@@ -31,7 +31,7 @@ def names() -> tuple[str, ...]:
 
 
 def load(
-    name: str, split: str = "train", data_dir: str | None = None, image_size: int | None = None
+    name: str, split: str = "train", data_dir: str | Path | None = None, image_size: int | None = None
 ) -> Dataset | StreamedDataset:
     """A data set by name.
 
@@ -53,6 +53,7 @@ def load(
     whole, part = parse_split(split)
     kind, _, path = name.partition(":")
     where = Path(path).expanduser()
+    dataset: Dataset | StreamedDataset | None
     if name in _BUILT_IN:
         check_split(name, whole, ("train", "test"))
         dataset = _BUILT_IN[name](whole)

@@ -1,0 +1,135 @@
+"""Checkpoints of a run: written asynchronously, committed by a rename, restored onto any mesh.
+
+The only file that imports Orbax.
+"""
+
+import gc
+import importlib
+import logging
+import shutil
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+
+from jaxgen import runs
+from jaxgen.runs import RunError
+
+KEEP = 3
+"""How many of the latest checkpoints a run directory keeps."""
+
+
+def open_writer(run_dir: Path) -> Any:
+    """An Orbax checkpointer on run_dir/checkpoints, to be closed after use."""
+    import orbax.checkpoint.experimental.v1 as ocp
+
+    return ocp.training.Checkpointer(
+        run_dir / "checkpoints",
+        preservation_policy=ocp.training.preservation_policies.LatestN(KEEP),
+        cleanup_tmp_directories=True,
+    )
+
+
+def save(writer: Any, step: int, state: Any) -> None:
+    """Start writing `state` as checkpoint `step`; returns once it is copied, so the state may be donated."""
+    if all(checkpoint.step != step for checkpoint in writer.checkpoints):
+        writer.save_async(step, state, force=True)
+
+
+def steps(run_dir: Path) -> list[int]:
+    """The steps of the committed checkpoints, ascending."""
+    return sorted(int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit())
+
+
+def restore(run_dir: Path, like: Any, step: int | None = None) -> Any:
+    """Checkpoint `step`, or else the latest that is whole, or None where there is none yet.
+
+    A damaged checkpoint is passed over with a warning.
+
+    Args:
+        run_dir: absolute path of the run.
+        like: a tree of jax.ShapeDtypeStruct with the shardings wanted, as `abstract_state` gives.
+        step: which one.
+
+    Raises:
+        RunError: `step` is missing or damaged, or no checkpoint is whole.
+    """
+    available = steps(run_dir)
+    if step is not None and step not in available:
+        raise RunError(f"{run_dir} has no checkpoint {step}; it has {available or 'none'}")
+    for candidate in reversed(available) if step is None else [step]:
+        state = _read(run_dir / "checkpoints" / str(candidate), like)
+        if state is not None:
+            return state
+        if step is not None:
+            raise RunError(f"checkpoint {step} of {run_dir} is damaged; it has {available}")
+        message = f"checkpoint {candidate} of {run_dir} is damaged: falling back to the one before"
+        warnings.warn(message, stacklevel=2)
+    if available:
+        raise RunError(f"no checkpoint of {run_dir} is whole: start again in another directory")
+    return None
+
+
+def _read(path: Path, like: Any) -> Any:
+    """The state in a checkpoint, or None if it is damaged, which Orbax says in many words and types."""
+    import orbax.checkpoint.experimental.v1 as ocp
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.ERROR)
+        try:
+            return ocp.load(path, like)
+        except Exception:
+            pass
+        finally:
+            logging.disable(logging.NOTSET)
+        gc.collect()  # a failed read leaves coroutines that would warn of themselves later
+    return None
+
+
+def set_aside(run_dir: Path, after: int) -> None:
+    """Move the checkpoints later than step `after`, found damaged, to run_dir/damaged."""
+    for step in steps(run_dir):
+        if step > after:
+            target = run_dir / "damaged" / str(step)
+            target.parent.mkdir(exist_ok=True)
+            while target.exists():
+                target = target.with_name(target.name + "_")
+            shutil.move(run_dir / "checkpoints" / str(step), target)
+
+
+def load(run_dir: str | Path, step: int | None = None, cfg: Any = None) -> tuple[ModuleType, Any, Any]:
+    """The family, config and state of a run: `family.sample(key, state, 64, cfg)` draws from it.
+
+    Args:
+        run_dir: what `fit` was given.
+        step: which checkpoint; the latest whole one by default.
+        cfg: the config, needed only if it held networks or optimizers of your own.
+
+    Raises:
+        RunError: there is no such run, checkpoint or family.
+    """
+    run_dir = runs.resolve(run_dir)
+    name = runs.read_description(run_dir)["family"]
+    try:
+        family = importlib.import_module(name)
+    except ImportError as error:
+        raise RunError(f"{run_dir} is of the family {name}: {error}") from None
+    cfg = runs.read_config(family, run_dir) if cfg is None else cfg
+    state = restore(run_dir, abstract_state(family, cfg), step)
+    if state is None:
+        raise RunError(f"{run_dir} has no checkpoint yet")
+    return family, cfg, state
+
+
+def abstract_state(family: Any, cfg: Any, shardings: Any = None) -> Any:
+    """Shapes and types of the family's State, on the first local device unless `shardings` are given."""
+    shapes = jax.eval_shape(lambda: family.init(jax.random.key(0), cfg))
+    if shardings is None:
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: device, shapes)
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
+    )

@@ -1,0 +1,98 @@
+"""The `jaxgen` command: what there is, and what can be done with a run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import tyro
+
+from jaxgen import checkpoint, data, experiment, plot, runs, types
+from jaxgen.evaluation import report
+
+CAPABILITIES = [
+    "loss",
+    "log_prob",
+    "elbo",
+    "iwae",
+    "encode",
+    "decode",
+    "reconstruct",
+    "classify",
+    "translate",
+    "score",
+]
+
+Run = Annotated[Path, tyro.conf.Positional]
+
+
+def list_families() -> None:
+    """List the families of the package and what each can do."""
+    for name, family in types.families().items():
+        can = [capability for capability in CAPABILITIES if hasattr(family, capability)]
+        summary = (family.__doc__ or "").splitlines()[0]
+        print(f"{name.removeprefix('jaxgen.'):24} {summary}\n{'':24} sample {' '.join(can)}")
+
+
+def sample(
+    run: Run,
+    n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 64,
+    out: Path | None = None,
+    seed: int = 0,
+    step: int | None = None,
+) -> None:
+    """Draw samples from a run and write them as a picture.
+
+    Args:
+        run: Directory of the run.
+        n: How many.
+        out: The PNG to write; by default samples.png in the run directory.
+        seed: Seed of the draws.
+        step: Which checkpoint; the latest by default.
+    """
+    family, cfg, state = checkpoint.load(run, step)
+    out = out or runs.resolve(run) / "samples.png"
+    draw = jax.jit(lambda key, state: family.sample(key, state, n, cfg))
+    plot.save_samples(out, draw(jax.random.key(seed), state))
+    print(f"{n} samples in {out}")
+
+
+def evaluate(run: Run, data_dir: Path | None = None, seed: int = 0, step: int | None = None) -> None:
+    """Measure a run on the test split of its data, and write report.json and report.html.
+
+    Args:
+        run: Directory of the run.
+        data_dir: Where prepared data sets lie.
+        seed: Seed of the evaluation.
+        step: Which checkpoint; the latest by default.
+    """
+    family, cfg, state = checkpoint.load(run, step)
+    name = runs.read_description(runs.resolve(run))["data"]
+    test = data.load(name, "test", data_dir, image_size=cfg.shape[0] if len(cfg.shape) == 3 else None)
+    experiment.evaluate_run(family, cfg, state, test, run, seed)
+
+
+def show_report(run: Run) -> None:
+    """Write a run's report.html anew from what is in its directory, and print its numbers.
+
+    Args:
+        run: Directory of the run.
+    """
+    page = report.write_page(run)
+    written = page.with_name("report.json")
+    if written.exists():
+        print("\n".join(report.lines(json.loads(written.read_text())["metrics"])))
+    print(page)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the `jaxgen` command."""
+    commands: dict[str, Callable[..., None]] = {
+        "list": list_families,
+        "sample": sample,
+        "evaluate": evaluate,
+        "report": show_report,
+    }
+    with experiment.one_line_errors():
+        tyro.extras.subcommand_cli_from_dict(commands, args=arguments)

@@ -1,0 +1,130 @@
+"""What an evaluation leaves behind: report.json, and a single-file report.html that needs no network."""
+
+import base64
+import html
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+from jaxgen import plot, runs
+
+
+class Metric(TypedDict):
+    """One number on held-out data, with what it takes to read it."""
+
+    value: float
+    unit: str
+    n: int  # examples it was measured on
+    floor: float | None  # what real data against real data gets, for distances
+    published: float | None
+    published_source: str | None
+
+
+def metric(
+    value: float,
+    unit: str,
+    n: int,
+    floor: float | None = None,
+    published: float | None = None,
+    published_source: str | None = None,
+) -> Metric:
+    """A Metric from plain or array numbers."""
+    return Metric(
+        value=float(value),
+        unit=unit,
+        n=n,
+        floor=floor,
+        published=published,
+        published_source=published_source,
+    )
+
+
+def write(run_dir: str | Path, metrics: Mapping[str, Metric], **facts: Any) -> Path:
+    """Write report.json with `facts` and `metrics`, and report.html; returns the page's path."""
+    run_dir = runs.resolve(run_dir)
+    runs.write_text(run_dir / "report.json", json.dumps({**facts, "metrics": metrics}, indent=2) + "\n")
+    return write_page(run_dir)
+
+
+def write_page(run_dir: str | Path) -> Path:
+    """Write report.html of a run from what is in its directory; returns the page's path.
+
+    Raises RunError if the directory holds no run.
+    """
+    run_dir = runs.resolve(run_dir)
+    description = runs.read_description(run_dir)
+    rows = runs.read_metrics(run_dir)
+    if rows:
+        plot.save_curves(run_dir / "curves.png", rows)
+    report = json.loads((run_dir / "report.json").read_text()) if (run_dir / "report.json").exists() else {}
+    samples = sorted((run_dir / "samples").glob("*.png"), key=lambda path: int(path.stem))
+    pictures = samples[-1:] + sorted(run_dir.glob("*.png"))
+    title = f"{description['family'].removeprefix('jaxgen.')} on {description.get('data', 'data')}"
+    facts = {k: v for k, v in {**description, **report}.items() if k not in ("config", "metrics", "custom")}
+    sections = [
+        f"<h1>{html.escape(title)}</h1>",
+        _metric_table(report.get("metrics", {})),
+        *(_figure(path, run_dir) for path in pictures),
+        "<h2>Configuration</h2>",
+        _table(description["config"]),
+        "<h2>Run</h2>",
+        _table(facts),
+    ]
+    page = run_dir / "report.html"
+    runs.write_text(page, PAGE.format(title=html.escape(title), body="\n".join(sections)))
+    return page
+
+
+def lines(metrics: Mapping[str, Metric]) -> list[str]:
+    """The metrics as aligned lines of text."""
+    width = max((len(name) for name in metrics), default=0)
+    return [
+        f"{name:<{width}}  {m['value']:.4g} {m['unit']} (n = {m['n']})"
+        + (f", floor {m['floor']:.4g}" if m["floor"] is not None else "")
+        + (f", published {m['published']:.4g}" if m["published"] is not None else "")
+        for name, m in metrics.items()
+    ]
+
+
+def _metric_table(metrics: Mapping[str, Metric]) -> str:
+    if not metrics:
+        return "<p>Not evaluated yet: <code>jaxgen evaluate</code> does it.</p>"
+    columns = ("value", "unit", "n", "floor", "published", "published_source")
+    head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in ("metric", *columns))
+    body = ""
+    for name, values in metrics.items():
+        cells = "".join(f"<td>{_text(values.get(column))}</td>" for column in columns)
+        body += f"<tr><th>{html.escape(name)}</th>{cells}</tr>"
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{_text(v)}</td></tr>" for k, v in values.items())
+    return f"<table>{rows}</table>"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, dict):
+        return "<br>".join(f"{html.escape(k)} {_text(v)}" for k, v in value.items())
+    return html.escape(f"{value:.5g}" if isinstance(value, float) else str(value))
+
+
+def _figure(path: Path, run_dir: Path) -> str:
+    encoded = base64.b64encode(path.read_bytes()).decode()
+    name = html.escape(str(path.relative_to(run_dir).with_suffix("")))
+    image = f'<img alt="{name}" src="data:image/png;base64,{encoded}">'
+    return f"<figure>{image}<figcaption>{name}</figcaption></figure>"
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color:
+#222; }} table {{ border-collapse: collapse; margin: 1rem 0; }} th, td {{ border-bottom: 1px solid #ddd;
+padding: .25rem .75rem; text-align: left; vertical-align: top; }} figure {{ margin: 1.5rem 0; }} img {{ max-
+width: 100%; image-rendering: pixelated; }} figcaption {{ color: #666; }} </style></head><body> {body}
+</body></html>
+"""

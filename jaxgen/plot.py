@@ -1,0 +1,116 @@
+"""Pictures of samples and of training, as PNG files.
+
+Image grids are written by Pillow, pixel for pixel; what needs axes is drawn by matplotlib, off screen.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+SMALLEST_TILE = 28
+"""Images are enlarged by a whole factor until they are at least this many pixels high."""
+
+
+def save_samples(path: str | Path, x: ArrayLike) -> None:
+    """A picture of any batch of data: images (N, H, W, C) as a grid, points (N, 2) scattered, else a map."""
+    x = np.asarray(x)
+    if x.ndim == 4:
+        save_grid(path, x)
+    elif x.ndim == 2 and x.shape[1] == 2:
+        save_points(path, {"samples": x})
+    else:
+        figure, axes = _figure()
+        axes.imshow(x.reshape(len(x), -1), aspect="auto", interpolation="nearest")
+        axes.set(xlabel="dimension", ylabel="sample")
+        _save(figure, path)
+
+
+def save_grid(path: str | Path, images: ArrayLike, columns: int | None = None, gap: int = 2) -> None:
+    """Images (N, H, W, 1 or 3) in [-1, 1] as one PNG, row by row, on a mid-grey ground."""
+    from PIL import Image
+
+    pixels = grid(images, columns, gap)
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path)
+
+
+def grid(images: ArrayLike, columns: int | None = None, gap: int = 2) -> np.ndarray:
+    """The pixels of `save_grid`, uint8 (height, width, 1 or 3)."""
+    images = np.asarray(images, np.float32)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise ValueError(f"a grid needs images (N, height, width, 1 or 3), got {images.shape}")
+    factor = math.ceil(SMALLEST_TILE / images.shape[1])
+    images = images.repeat(factor, 1).repeat(factor, 2)
+    count, height, width, channels = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 127, np.uint8)
+    for index, image in enumerate(np.clip((images + 1) * 127.5, 0, 255).round().astype(np.uint8)):
+        top, left = (
+            place * (size + gap) + gap
+            for place, size in zip(divmod(index, columns), (height, width), strict=True)
+        )
+        canvas[top : top + height, left : left + width] = image
+    return canvas
+
+
+def save_pairs(path: str | Path, first: ArrayLike, second: ArrayLike, columns: int = 12) -> None:
+    """Rows of `first` with those of `second` under them, both (N, H, W, C): data and reconstructions."""
+    first, second = np.asarray(first), np.asarray(second)
+    whole = len(first) // columns * columns or len(first)
+    columns = min(columns, whole)
+    rows = np.stack([a[:whole].reshape(-1, columns, *a.shape[1:]) for a in (first, second)], 1)
+    save_grid(path, rows.reshape(-1, *first.shape[1:]), columns)
+
+
+def save_points(path: str | Path, sets: Mapping[str, ArrayLike], limit: float | None = None) -> None:
+    """Named point sets (N, 2), one panel each on common axes."""
+    figure, axes = _figure(len(sets))
+    for panel, (name, points) in zip(np.atleast_1d(axes), sets.items(), strict=True):
+        panel.scatter(*np.asarray(points).T, s=3, alpha=0.4, linewidths=0)
+        panel.set(title=f"{name} ({len(np.asarray(points))})", aspect="equal")
+        if limit:
+            panel.set(xlim=(-limit, limit), ylim=(-limit, limit))
+    _save(figure, path)
+
+
+def save_labelled_points(
+    path: str | Path, points: ArrayLike, labels: ArrayLike, names: Sequence[str] = ()
+) -> None:
+    """Points (N, 2) coloured by label (N,): a two-dimensional latent space by class."""
+    points, labels = np.asarray(points), np.asarray(labels)
+    figure, axes = _figure()
+    for label in np.unique(labels):
+        name = names[label] if len(names) else str(label)
+        axes.scatter(
+            *points[labels == label].T, s=4, alpha=0.6, linewidths=0, label=name, color=f"C{label % 10}"
+        )
+    axes.set(xlabel="z1", ylabel="z2", aspect="equal")
+    axes.legend(markerscale=3, fontsize=7)
+    _save(figure, path)
+
+
+def save_curves(path: str | Path, rows: Sequence[Mapping[str, Any]], skip: Sequence[str] = ()) -> None:
+    """The numbers of metrics.jsonl against their "step", one panel a metric."""
+    names = [name for name in rows[0] if name != "step" and name not in skip]
+    figure, axes = _figure(len(names))
+    for panel, name in zip(np.atleast_1d(axes), names, strict=True):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        panel.plot(*zip(*points, strict=True), linewidth=1)
+        panel.set(title=name, xlabel="step")
+        panel.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _figure(panels: int = 1) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * panels, 4) if panels > 1 else (6, 6), layout="constrained")
+    return figure, figure.subplots(1, panels)
+
+
+def _save(figure: Any, path: str | Path) -> None:
+    figure.savefig(path, dpi=100)

@@ -1,0 +1,186 @@
+"""A run directory: what a training run was, and what it left.
+
+config.json       family, config, data, key, versions: enough to load the run, and to refuse continuing
+another metrics.jsonl     one object a log line, "step" first samples/          <step>.png checkpoints/
+<step>/, see `checkpoint`
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import jaxgen
+
+
+class RunError(ValueError):
+    """A run directory that cannot serve: another run's, unwritable, damaged, or none at all."""
+
+
+def resolve(run_dir: str | Path) -> Path:
+    """The absolute path of a run directory, `~` expanded."""
+    return Path(run_dir).expanduser().resolve()
+
+
+def describe(family: Any, cfg: Any, **facts: Any) -> dict[str, Any]:
+    """What config.json says: the family, its config, `facts`, and the versions it ran with.
+
+    Fields that are no JSON, such as a network of the caller's own, are named under "custom" and only
+    described.
+    """
+    config = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(cfg)}
+    custom = sorted(name for name, value in config.items() if not _is_json(value))
+    config.update({name: repr(config[name]).split(" at 0x")[0] for name in custom})
+    return {"family": family.__name__, "config": config, "custom": custom, **facts, "versions": versions()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what the numbers depend on."""
+    names = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
+        "python": platform.python_version(),
+        "jaxgen": jaxgen.__version__,
+        **{name: importlib.metadata.version(name) for name in names},
+    }
+
+
+def prepare(run_dir: str | Path, description: dict[str, Any]) -> Path:
+    """Make the directory, with `description` as its config.json, or check that it holds the same run.
+
+    Raises RunError if it cannot be written, or holds a run that `description` does not continue.
+    """
+    run_dir = resolve(run_dir)
+    try:
+        for name in ("checkpoints", "samples"):
+            (run_dir / name).mkdir(parents=True, exist_ok=True)
+        if not os.access(run_dir, os.W_OK):
+            raise PermissionError(0, "Permission denied")
+        if not (run_dir / "config.json").exists():
+            write_text(run_dir / "config.json", json.dumps(description, indent=2) + "\n")
+    except OSError as error:
+        raise RunError(f"cannot write to the run directory {run_dir}: {error.strerror}") from None
+    differences = _differences(read_description(run_dir), json.loads(json.dumps(description)))
+    if differences:
+        raise RunError(
+            f"{run_dir} holds another run ({'; '.join(differences)}): continue it as it was, or choose"
+            " another directory"
+        )
+    return run_dir
+
+
+def read_description(run_dir: Path) -> dict[str, Any]:
+    """The parsed config.json. Raises RunError if there is none, or it is damaged."""
+    try:
+        return json.loads((run_dir / "config.json").read_text())
+    except FileNotFoundError:
+        raise RunError(f"{run_dir} is no run directory: it has no config.json") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{run_dir / 'config.json'} cannot be read: {error}") from None
+
+
+def read_config(family: Any, run_dir: Path) -> Any:
+    """The Config of a run. Raises RunError if it is no JSON, or of another version of the family."""
+    description = read_description(run_dir)
+    if description["custom"]:
+        names = ", ".join(description["custom"])
+        raise RunError(
+            f"the config of {run_dir} had its own {names}: give it again, as in load(run_dir, cfg=cfg)"
+        )
+    try:
+        return family.Config(**{name: _tuples(value) for name, value in description["config"].items()})
+    except TypeError as error:
+        raise RunError(
+            f"{run_dir / 'config.json'} does not fit this version of {family.__name__}: {error}"
+        ) from None
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, float]]:
+    """The log lines, oldest first; a last line cut short by a crash is left out."""
+    rows = []
+    path = run_dir / "metrics.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def rewind_metrics(run_dir: Path, step: int) -> None:
+    """Forget the log lines after `step`: the resumed run writes them again."""
+    rows = [row for row in read_metrics(run_dir) if row["step"] <= step]
+    write_text(run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def log(run_dir: Path, row: dict[str, float]) -> None:
+    """Append a log line."""
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one step, so that no reader ever sees half of it."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+class StopRequest:
+    """Notes SIGTERM and Ctrl-C while it is entered, so that a loop can end at a good place; a second one is
+    not held.
+
+    Outside the main thread, where Python allows no signal handlers, it notes nothing.
+    """
+
+    def __init__(self):
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: Any) -> None:
+        self.signal = number
+        signal.signal(number, self._previous[number])
+
+    def leave(self, message: str) -> None:
+        """End the program as the signal would have: KeyboardInterrupt, or exit status 128 + its number."""
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt(message)
+        raise SystemExit(128 + (self.signal or signal.SIGTERM))
+
+
+def _differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    def flat(description):
+        facts = {k: v for k, v in description.items() if k not in ("config", "custom", "versions")}
+        return {**facts, **description.get("config", {})}
+
+    saved, wanted = flat(saved), flat(wanted)
+    return [
+        f"{name} is {saved.get(name)} there and {wanted.get(name)} here"
+        for name in sorted(saved.keys() | wanted.keys())
+        if saved.get(name) != wanted.get(name)
+    ]
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        return bool(_tuples(json.loads(json.dumps(value))) == value)
+    except TypeError:
+        return False
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

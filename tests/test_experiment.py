@@ -1,0 +1,211 @@
+"""The command lines: what they write, and the one line that bad input gets."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import jaxgen
+from jaxgen import checkpoint, cli, data, experiment, runs
+from jaxgen.autoencoder import vae
+from jaxgen.evaluation import likelihood
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "experiments" / "autoencoder.py"
+QUICK = ("--steps", "20", "--batch-size", "64", "--hidden", "16", "--sample-every", "10", "--log-every", "10")
+
+
+def script(*arguments, cwd, **environment):
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of the script, on eight virtual devices, with a latent plane to draw."""
+    folder = tmp_path_factory.mktemp("script")
+    arguments = (
+        "vae",
+        *QUICK,
+        "--num-latents",
+        "2",
+        "--run-dir",
+        folder / "run",
+        "--results",
+        folder / "results",
+    )
+    result = script(*arguments, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return folder, result
+
+
+def test_a_script_leaves_a_whole_run_directory(finished):
+    folder, result = finished
+    names = {path.name for path in (folder / "run").iterdir()}
+    pictures = {"reconstructions.png", "manifold.png", "codes.png", "curves.png"}
+    assert (
+        names
+        == {"config.json", "metrics.jsonl", "samples", "checkpoints", "report.json", "report.html"} | pictures
+    )
+    assert "nll_iwae_1000" in result.stdout
+    assert str(folder / "run") in result.stdout
+    report = json.loads((folder / "run" / "report.json").read_text())
+    assert report["metrics"]["nll_iwae_1000"]["n"] == len(data.load("digits", "test"))
+    assert report["metrics"]["nll_iwae_1000"]["value"] < report["metrics"]["negative_elbo"]["value"]
+    page = (folder / "run" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 5
+    assert "http" not in page
+
+
+def test_a_script_writes_its_result(finished):
+    folder, _ = finished
+    result = json.loads((folder / "results" / "vae-digits.json").read_text())
+    assert set(result) == {
+        *(
+            "system",
+            "paper",
+            "data",
+            "tier",
+            "command",
+            "seed",
+            "minutes",
+            "device",
+            "versions",
+            "num_params",
+            "metrics",
+        )
+    }
+    assert str(folder) not in json.dumps(result)
+    assert result["command"].startswith("python experiments/autoencoder.py vae --steps 20")
+    assert result["num_params"] > 1000
+    assert (folder / "results" / "vae-digits.png").exists()
+
+
+def test_a_run_loads_and_the_numbers_come_again(finished):
+    folder, _ = finished
+    family, cfg, state = jaxgen.load(folder / "run")
+    assert family is vae
+    key = jax.random.fold_in(jax.random.key(0), 1)
+    metrics = likelihood.evaluate(key, family, state, data.load("digits", "test"), cfg, 1000)
+    written = json.loads((folder / "run" / "report.json").read_text())["metrics"]
+    for name, metric in metrics.items():
+        assert metric["value"] == pytest.approx(written[name]["value"], rel=1e-5)
+
+
+def test_the_jaxgen_command_lists_samples_evaluates_and_reports(finished, capsys):
+    folder, _ = finished
+    cli.main(["list"])
+    assert "autoencoder.vae" in capsys.readouterr().out
+    cli.main(["sample", str(folder / "run"), "-n", "9", "--out", str(folder / "nine.png")])
+    assert (folder / "nine.png").exists()
+    cli.main(["evaluate", str(folder / "run")])
+    assert "nll_iwae_1000" in capsys.readouterr().out
+    cli.main(["report", str(folder / "run")])
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_mean_over_the_set_weighs_a_short_last_batch_rightly():
+    dataset = data.Dataset("seven", "test", {"x": np.arange(14.0).reshape(7, 2)})
+    values = likelihood.per_example(jax.random.key(0), lambda key, x: x.sum(-1), dataset, batch_size=3)
+    np.testing.assert_array_equal(values, np.arange(7) * 4 + 1)
+
+
+def test_help_explains_every_option():
+    for arguments in (["vae", "--help"], ["--help"]):
+        result = script(*arguments, cwd=ROOT)
+        assert result.returncode == 0
+    text = script("vae", "--help", cwd=ROOT).stdout
+    for option in ("--data", "--steps", "--batch-size", "--run-dir", "--seed", "--num-latents", "--beta"):
+        assert option in text
+    assert "--encoder" not in text
+    assert "--shape" not in text
+
+
+def corrupt_idx(folder):
+    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
+        (folder / name).write_bytes(b"\x00\x00\x08\x03 not an image file")
+    return ("--data", f"idx:{folder}"), "train-images-idx3-ubyte"
+
+
+def corrupt_image(folder):
+    for label in ("a", "b"):
+        (folder / label).mkdir()
+        (folder / label / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    return ("--data", f"folder:{folder}"), "picture.png"
+
+
+def file_as_run_dir(folder):
+    (folder / "file").write_text("")
+    return ("--run-dir", folder / "file" / "run"), "cannot write to the run directory"
+
+
+BAD = {
+    "unknown data set": lambda folder: (("--data", "digit"), "digits"),
+    "no network": lambda folder: (("--data", "cifar10", "--data-dir", folder), "--data-dir"),
+    "corrupt IDX file": corrupt_idx,
+    "corrupt image": corrupt_image,
+    "batch size": lambda folder: (("--batch-size", "12"), "use 8 or 16"),
+    "unwritable run directory": file_as_run_dir,
+    "unknown option": lambda folder: (("--learning-rat", "1"), "--learning-rate"),
+    "a value of the wrong type": lambda folder: (("--steps", "many"), "--steps"),
+    "shape": lambda folder: (("--network", "conv", "--hidden", "4", "4", "4", "4"), "divisible by 16"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gets_one_clear_line(tmp_path, name):
+    arguments, named = BAD[name](tmp_path)
+    result = script("vae", *arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert named in result.stderr
+    assert "Traceback" not in result.stderr
+    if "option" not in name and "type" not in name:
+        assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").glob("*/checkpoints/*"))
+
+
+def test_the_run_of_another_config_is_refused(finished):
+    folder, _ = finished
+    before = checkpoint.steps(folder / "run")
+    result = script("vae", *QUICK, "--num-latents", "3", "--run-dir", folder / "run", cwd=folder)
+    assert result.returncode == 2
+    assert "num_latents is 2 there and 3 here" in result.stderr
+    assert checkpoint.steps(folder / "run") == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [(["sample", "nowhere"], "no run directory"), (["evaluate", "nowhere"], "no run directory")],
+)
+def test_the_jaxgen_command_refuses_in_one_line(tmp_path, monkeypatch, capsys, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+def test_shape_to_changes_only_what_the_config_has():
+    digits = data.load("digits")
+    assert experiment.shape_to(digits, vae.Config(shape=(1,), beta=2.0)) == vae.Config(
+        shape=(8, 8, 1), beta=2.0
+    )
+
+
+def test_a_config_of_another_version_is_one_line(tmp_path):
+    description = runs.describe(vae, vae.Config())
+    description["config"]["gone"] = 1
+    runs.write_text(tmp_path / "config.json", json.dumps(description))
+    with pytest.raises(jaxgen.RunError, match="does not fit this version"):
+        jaxgen.load(tmp_path)

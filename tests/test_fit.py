@@ -1,0 +1,304 @@
+"""The loop: what it logs, what it keeps, and that nothing that interrupts it changes the result."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgen
+from jaxgen import checkpoint, data, runs, shard
+from jaxgen.autoencoder import vae
+from tests import line
+
+ROOT = Path(__file__).parent.parent
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def ring():
+    return data.load("ring")
+
+
+def fit(dataset, steps, cfg=None, **options):
+    options = {
+        "key": KEY,
+        "batch_size": 16,
+        "mesh": shard.mesh(1),
+        "sample_every": 0,
+        "save_every": 0,
+        **options,
+    }
+    return jaxgen.fit(line, cfg or line.Config(), dataset, steps=steps, **options)
+
+
+def test_log_lines_are_means_over_the_interval(ring, tmp_path):
+    seen = []
+    fit(ring, 25, run_dir=tmp_path, log_every=10, on_log=lambda step, m: seen.append((step, m["index"])))
+    assert seen == [(10, 4.5), (20, 14.5), (25, 22.0)]
+    rows = runs.read_metrics(tmp_path)
+    assert [(row["step"], row["index"]) for row in rows] == seen
+    assert all(row["steps_per_second"] > 0 for row in rows)
+
+
+def test_where_dispatches_end_changes_no_bit(ring):
+    results = [
+        fit(ring, 24, **options).params
+        for options in ({}, {"chunk": 1}, {"chunk": 7}, {"log_every": 5}, {"save_every": 3}, {"chunk": 24})
+    ]
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+
+
+def test_a_streamed_set_is_trained_on_and_resumed(ring, tmp_path):
+    source = [{"x": x, "label": np.int32(0)} for x in ring.arrays["x"][:200]]
+    streamed = data.StreamedDataset("streamed", "train", source, (2,), 8)
+    straight = fit(streamed, 9, mesh=shard.mesh(8))
+    fit(streamed, 4, run_dir=tmp_path, mesh=shard.mesh(8))
+    resumed = fit(streamed, 9, run_dir=tmp_path, mesh=shard.mesh(8))
+    np.testing.assert_array_equal(straight.params, resumed.params)
+    np.testing.assert_allclose(straight.params, fit(streamed, 9).params, rtol=1e-5, atol=1e-6)
+
+
+def test_run_directory_holds_what_it_should(ring, tmp_path):
+    fit(ring, 20, run_dir=tmp_path / "new" / "run", log_every=10, sample_every=10, save_every=5)
+    run_dir = tmp_path / "new" / "run"
+    assert checkpoint.steps(run_dir) == [10, 15, 20]
+    assert sorted(path.name for path in (run_dir / "samples").iterdir()) == ["10.png", "20.png"]
+    description = runs.read_description(run_dir)
+    assert description["family"] == "tests.line"
+    assert description["data"] == "ring"
+    assert description["versions"]["jax"] == jax.__version__
+
+
+def test_a_finished_run_returns_at_once(ring, tmp_path):
+    first = fit(ring, 10, run_dir=tmp_path)
+    rows = runs.read_metrics(tmp_path)
+    again = fit(ring, 10, run_dir=tmp_path)
+    np.testing.assert_array_equal(first.params, again.params)
+    assert runs.read_metrics(tmp_path) == rows
+
+
+def test_load_then_sample_in_two_lines(ring, tmp_path):
+    state = fit(ring, 10, run_dir=tmp_path, save_every=5)
+    family, cfg, loaded = jaxgen.load(tmp_path)
+    assert family.sample(KEY, loaded, 64, cfg).shape == (64, 2)
+    np.testing.assert_array_equal(loaded.params, state.params)
+    assert int(jaxgen.load(tmp_path, step=5)[2].step) == 5
+    with pytest.raises(jaxgen.RunError, match="no checkpoint 6"):
+        jaxgen.load(tmp_path, step=6)
+
+
+def test_objects_of_ones_own_come_from_the_caller(ring, tmp_path):
+    cfg = line.Config(transform=jnp.tanh)
+    fit(ring, 3, cfg, run_dir=tmp_path)
+    with pytest.raises(jaxgen.RunError, match="its own transform"):
+        jaxgen.load(tmp_path)
+    assert int(jaxgen.load(tmp_path, cfg=cfg)[2].step) == 3
+    assert int(fit(ring, 4, cfg, run_dir=tmp_path).step) == 4
+
+
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_nan_stops_the_run_and_names_the_step(ring, tmp_path, chunk):
+    cfg = line.Config(bad_step=17)
+    with pytest.raises(FloatingPointError, match="loss became NaN or infinite at step 17"):
+        fit(ring, 40, cfg, run_dir=tmp_path, save_every=5, chunk=chunk)
+    assert checkpoint.steps(tmp_path) == [5, 10, 15]
+    assert np.isfinite(jaxgen.load(tmp_path)[2].params).all()
+
+
+def test_a_streamed_run_names_the_step_too(ring, tmp_path):
+    streamed = data.StreamedDataset("streamed", "train", [{"x": x} for x in ring.arrays["x"][:50]], (2,))
+    with pytest.raises(FloatingPointError, match="step 6"):
+        fit(streamed, 20, line.Config(bad_step=6), log_every=10)
+
+
+def test_a_state_with_nan_is_never_saved(ring, tmp_path):
+    with pytest.raises(FloatingPointError, match="state holds NaN after step 10"):
+        fit(ring, 10, line.Config(bad_state_step=9), run_dir=tmp_path, save_every=5)
+    assert checkpoint.steps(tmp_path) == [5]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"cfg": line.Config(learning_rate=0.1)}, "learning_rate is 0.05 there and 0.1 here"),
+        ({"batch_size": 32}, "batch_size is 16 there and 32 here"),
+        ({"key": jax.random.key(1)}, "key is"),
+    ],
+)
+def test_another_run_is_refused(ring, tmp_path, change, named):
+    fit(ring, 3, run_dir=tmp_path)
+    with pytest.raises(jaxgen.RunError, match=named):
+        fit(ring, 6, run_dir=tmp_path, **change)
+    assert checkpoint.steps(tmp_path) == [3]
+
+
+def test_another_family_is_refused(ring, tmp_path):
+    fit(ring, 3, run_dir=tmp_path)
+    cfg = vae.Config(shape=(2,), hidden=(4,), likelihood="gaussian")
+    with pytest.raises(jaxgen.RunError, match=r"family is tests\.line there"):
+        jaxgen.fit(vae, cfg, ring, steps=6, batch_size=16, key=KEY, run_dir=tmp_path)
+
+
+def test_an_unwritable_run_directory_is_one_line(ring, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(jaxgen.RunError, match="cannot write to the run directory"):
+        fit(ring, 3, run_dir=tmp_path / "file" / "run")
+
+
+def test_a_batch_that_does_not_split_is_refused(ring):
+    with pytest.raises(ValueError, match="batch size 12 cannot be split over 8 devices; use 8 or 16"):
+        fit(ring, 3, mesh=shard.mesh(), batch_size=12)
+
+
+def damage_truncate(folder):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            os.truncate(path, path.stat().st_size // 2)
+
+
+def damage_every_file(folder):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+
+
+def damage_remove_manifest(folder):
+    (folder / "state" / "manifest.ocdbt").unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_truncate, damage_every_file, damage_remove_manifest])
+def test_a_damaged_checkpoint_falls_back_to_the_last_whole_one(ring, tmp_path, damage):
+    fit(ring, 15, run_dir=tmp_path, save_every=5)
+    damage(tmp_path / "checkpoints" / "15")
+    with pytest.warns(UserWarning, match=r"checkpoint 15 of .* is damaged: falling back"):
+        resumed = fit(ring, 18, run_dir=tmp_path, save_every=5)
+    np.testing.assert_array_equal(resumed.params, fit(ring, 18).params)
+    assert checkpoint.steps(tmp_path) == [10, 15, 18]
+    assert (tmp_path / "damaged" / "15").is_dir()
+    assert [row["step"] for row in runs.read_metrics(tmp_path)] == [18]
+
+
+def test_with_no_whole_checkpoint_nothing_is_overwritten(ring, tmp_path):
+    fit(ring, 5, run_dir=tmp_path)
+    damage_every_file(tmp_path / "checkpoints" / "5")
+    with (
+        pytest.warns(UserWarning, match="checkpoint 5"),
+        pytest.raises(jaxgen.RunError, match=r"no checkpoint of .* is whole"),
+    ):
+        fit(ring, 8, run_dir=tmp_path)
+    assert checkpoint.steps(tmp_path) == [5]
+
+
+SLOW_RUN = """
+import sys, time
+import jax, jaxgen
+from jaxgen import data, shard
+from tests import line
+jaxgen.fit(line, line.Config(), data.load("ring"), steps=2000, batch_size=16, key=jax.random.key(0),
+           mesh=shard.mesh(1), run_dir=sys.argv[1], sample_every=0, save_every=20, log_every=10, chunk=1,
+           on_log=lambda step, metrics: time.sleep(0.05))
+"""
+
+
+def start_and_signal(run_dir, number, at_step):
+    command = [sys.executable, "-c", SLOW_RUN, str(run_dir)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and max(checkpoint.steps(run_dir), default=0) < at_step:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    stderr = process.communicate(timeout=60)[1]
+    return process.returncode, stderr
+
+
+@pytest.fixture(scope="module")
+def straight(ring):
+    return fit(ring, 2000).params
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, None), (signal.SIGKILL, -9)]
+)
+def test_a_stopped_run_ends_with_the_bits_of_a_straight_one(ring, tmp_path, straight, number, status):
+    returned, stderr = start_and_signal(tmp_path, number, at_step=40)
+    assert status is None or returned == status
+    assert returned != 0
+    steps = checkpoint.steps(tmp_path)
+    assert 40 <= steps[-1] < 2000
+    if number != signal.SIGKILL:
+        rows = runs.read_metrics(tmp_path)
+        assert 0 <= steps[-1] - rows[-1]["step"] <= 10
+    if number == signal.SIGINT:
+        assert f"stopped after step {steps[-1]}, saved in {tmp_path}" in stderr
+    np.testing.assert_array_equal(fit(ring, 2000, run_dir=tmp_path, log_every=10).params, straight)
+    assert [row["step"] for row in runs.read_metrics(tmp_path)] == list(range(10, 2001, 10))
+
+
+def test_signal_handlers_are_put_back(ring, tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    fit(ring, 3, run_dir=tmp_path)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_fit_works_outside_the_main_thread(ring, tmp_path):
+    states = []
+    thread = threading.Thread(target=lambda: states.append(fit(ring, 3, run_dir=tmp_path)))
+    thread.start()
+    thread.join()
+    assert int(states[0].step) == 3
+
+
+PROCESS = """
+import sys
+import jax
+from jaxgen import shard
+shard.initialize()
+import numpy as np, jaxgen
+from jaxgen import data
+from tests import line
+assert jax.process_count() == 2 and jax.device_count() == 2
+ring = data.load("ring")
+source = [{"x": x} for x in ring.arrays["x"][:200]]
+streamed = data.StreamedDataset("streamed", "train", source, (2,))
+for name, dataset in {"resident": ring, "streamed": streamed}.items():
+    for steps in (6, 12):  # the second resumes the first
+        state = jaxgen.fit(line, line.Config(), dataset, steps=steps, batch_size=16, key=jax.random.key(0),
+                           run_dir=f"{sys.argv[1]}/{name}", log_every=5, sample_every=6)
+    if jax.process_index() == 0:
+        np.save(f"{sys.argv[1]}/{name}.npy", np.asarray(state.params))
+"""
+
+
+def test_two_processes_equal_one(ring, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(tmp_path)],
+            cwd=ROOT,
+            env={**environment, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(index)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    streamed = data.StreamedDataset("streamed", "train", [{"x": x} for x in ring.arrays["x"][:200]], (2,))
+    for name, dataset in {"resident": ring, "streamed": streamed}.items():
+        alone = fit(dataset, 12, mesh=shard.mesh(2)).params
+        np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), alone, rtol=1e-6, atol=1e-7)
+        assert [row["step"] for row in runs.read_metrics(tmp_path / name)] == [5, 6, 10, 12]

@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxgen import plot
+
+
+def read(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_grid_places_every_image_row_by_row():
+    values = np.linspace(-1, 1, 6)
+    pixels = plot.grid(np.broadcast_to(values[:, None, None, None], (6, 28, 28, 1)), columns=3, gap=2)
+    assert pixels.shape == (2 * 30 + 2, 3 * 30 + 2, 1)
+    centres = pixels[2 + 14 :: 30, 2 + 14 :: 30, 0]
+    np.testing.assert_array_equal(centres.ravel(), np.round((values + 1) * 127.5))
+    assert (pixels[:2] == 127).all()
+
+
+def test_small_images_are_enlarged_and_values_clipped():
+    pixels = plot.grid(np.full((1, 8, 8, 3), 5.0), gap=0)
+    assert pixels.shape == (32, 32, 3)
+    assert (pixels == 255).all()
+
+
+def test_what_is_no_image_is_refused():
+    with pytest.raises(ValueError, match="a grid needs images"):
+        plot.grid(np.zeros((2, 8, 8, 2)))
+
+
+def test_pairs_put_the_reconstruction_under_its_image(tmp_path):
+    first, second = np.full((4, 28, 28, 1), -1.0), np.full((4, 28, 28, 1), 1.0)
+    plot.save_pairs(tmp_path / "pairs.png", first, second, columns=2)
+    pixels = read(tmp_path / "pairs.png")
+    np.testing.assert_array_equal(pixels[16::30, 16], [0, 255, 0, 255])
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 8, 1), (9, 8, 8, 3), (9, 2), (9, 5)])
+def test_any_batch_becomes_a_picture(tmp_path, shape):
+    plot.save_samples(tmp_path / "samples.png", np.random.default_rng(0).uniform(-1, 1, shape))
+    assert read(tmp_path / "samples.png").std() > 5
+
+
+def test_curves_and_points_draw(tmp_path):
+    rows = [{"step": step, "loss": 1 / step, "kl": step} for step in range(1, 20)]
+    plot.save_curves(tmp_path / "curves.png", rows)
+    points = np.random.default_rng(0).normal(size=(50, 2))
+    plot.save_points(tmp_path / "points.png", {"data": points, "model": points}, limit=3)
+    plot.save_labelled_points(tmp_path / "codes.png", points, np.arange(50) % 3, ("a", "b", "c"))
+    for name in ("curves", "points", "codes"):
+        assert read(tmp_path / f"{name}.png").shape[1] >= 400

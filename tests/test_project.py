@@ -1,0 +1,91 @@
+"""The project's own papers: README, results, notebooks and CI say the same thing."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import pytest
+
+import jaxgen
+from jaxgen import cli, types
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+RESULTS = sorted((ROOT / "experiments" / "results").glob("*.json"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
+CAPABILITIES = ["sample", *cli.CAPABILITIES]
+
+
+def test_readme_has_the_table_of_the_results():
+    spec = importlib.util.spec_from_file_location("table", ROOT / "experiments" / "table.py")
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    assert table.splice(README, table.render()) == README, "run python experiments/table.py"
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_results_are_complete(path):
+    result = json.loads(path.read_text())
+    assert path.stem == f"{result['system']}-{result['data'].rsplit('/', 1)[-1].replace(':', '_')}"
+    assert result["tier"] in ("laptop", "accelerator")
+    assert path.with_suffix(".png").exists()
+    for metric in result["metrics"].values():
+        assert set(metric) == {"value", "unit", "n", "floor", "published", "published_source"}
+        assert (metric["published"] is None) == (metric["published_source"] is None)
+
+
+def test_readme_lists_every_family_with_what_it_can_do():
+    rows = dict(re.findall(r"^\| `([a-z_]+\.[a-z_]+)` \|[^|]*\|([^|]*)\|", README, re.MULTILINE))
+    families = types.families()
+    assert set(rows) == {name.removeprefix("jaxgen.") for name in families}
+    for name, family in families.items():
+        said = re.findall(r"`(\w+)`", rows[name.removeprefix("jaxgen.")])
+        assert said == [capability for capability in CAPABILITIES if hasattr(family, capability)]
+
+
+def test_ci_runs_the_commands_of_readme():
+    commands = re.findall(r"^(?:python3 -m venv .*|\.venv/bin/pip install .*)$", README, re.MULTILINE)
+    assert len(commands) == 2
+    script = (ROOT / ".ci" / "run").read_text()
+    assert all(command in script.splitlines() for command in commands)
+    assert "bash .ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+
+
+def test_the_library_example_of_readme_runs(tmp_path):
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+    assert len(code.strip().splitlines()) <= 15
+    code = code.replace("steps=5000", "steps=10")
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+
+
+def test_versions_agree():
+    assert f'version = "{jaxgen.__version__}"' in (ROOT / "pyproject.toml").read_text()
+    assert f"version: {jaxgen.__version__}" in (ROOT / "CITATION.cff").read_text()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_paired(path):
+    script, notebook = (jupytext.read(path.with_suffix(suffix)) for suffix in (".py", ".ipynb"))
+    assert [(cell.cell_type, cell.source) for cell in script.cells] == [
+        (cell.cell_type, cell.source) for cell in notebook.cells
+    ]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs(path, tmp_path):
+    environment = {**os.environ, "JAXGEN_SMOKE": "1", "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+    result = subprocess.run(
+        [sys.executable, "-W", "error", str(path)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
