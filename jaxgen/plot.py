@@ -23,7 +23,7 @@ def save_samples(path: str | Path, x: ArrayLike) -> None:
     elif x.ndim == 2 and x.shape[1] == 2:
         save_points(path, {"samples": x})
     else:
-        figure, axes = _figure()
+        figure, (axes,) = _figure()
         axes.imshow(x.reshape(len(x), -1), aspect="auto", interpolation="nearest")
         axes.set(xlabel="dimension", ylabel="sample")
         _save(figure, path)
@@ -69,7 +69,7 @@ def save_pairs(path: str | Path, first: ArrayLike, second: ArrayLike, columns: i
 def save_points(path: str | Path, sets: Mapping[str, ArrayLike], limit: float | None = None) -> None:
     """Named point sets (N, 2), one panel each on common axes."""
     figure, axes = _figure(len(sets))
-    for panel, (name, points) in zip(np.atleast_1d(axes), sets.items(), strict=True):
+    for panel, (name, points) in zip(axes, sets.items(), strict=True):
         panel.scatter(*np.asarray(points).T, s=3, alpha=0.4, linewidths=0)
         panel.set(title=f"{name} ({len(np.asarray(points))})", aspect="equal")
         if limit:
@@ -82,7 +82,7 @@ def save_labelled_points(
 ) -> None:
     """Points (N, 2) coloured by label (N,): a two-dimensional latent space by class."""
     points, labels = np.asarray(points), np.asarray(labels)
-    figure, axes = _figure()
+    figure, (axes,) = _figure()
     for label in np.unique(labels):
         name = names[label] if len(names) else str(label)
         axes.scatter(
@@ -94,10 +94,10 @@ def save_labelled_points(
 
 
 def save_curves(path: str | Path, rows: Sequence[Mapping[str, Any]], skip: Sequence[str] = ()) -> None:
-    """The numbers of metrics.jsonl against their "step", one panel a metric."""
+    """The numbers of metrics.jsonl against their "step", one panel a metric, three panels a row."""
     names = [name for name in rows[0] if name != "step" and name not in skip]
     figure, axes = _figure(len(names))
-    for panel, name in zip(np.atleast_1d(axes), names, strict=True):
+    for panel, name in zip(axes, names, strict=True):
         points = [(row["step"], row[name]) for row in rows if name in row]
         panel.plot(*zip(*points, strict=True), linewidth=1)
         panel.set(title=name, xlabel="step")
@@ -105,11 +105,13 @@ def save_curves(path: str | Path, rows: Sequence[Mapping[str, Any]], skip: Seque
     _save(figure, path)
 
 
-def _figure(panels: int = 1) -> tuple[Any, Any]:
+def _figure(panels: int = 1, columns: int = 3) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4 * panels, 4) if panels > 1 else (6, 6), layout="constrained")
-    return figure, figure.subplots(1, panels)
+    rows, columns = math.ceil(panels / columns), min(panels, columns)
+    size = 6 if panels == 1 else 3.5
+    figure = Figure(figsize=(size * columns, size * rows), layout="constrained")
+    return figure, [figure.add_subplot(rows, columns, index + 1) for index in range(panels)]
 
 
 def _save(figure: Any, path: str | Path) -> None:

@@ -56,7 +56,7 @@ def write_page(run_dir: str | Path) -> Path:
     description = runs.read_description(run_dir)
     rows = runs.read_metrics(run_dir)
     if rows:
-        plot.save_curves(run_dir / "curves.png", rows)
+        plot.save_curves(run_dir / "curves.png", rows, skip=("steps_per_second",))
     report = json.loads((run_dir / "report.json").read_text()) if (run_dir / "report.json").exists() else {}
     samples = sorted((run_dir / "samples").glob("*.png"), key=lambda path: int(path.stem))
     pictures = samples[-1:] + sorted(run_dir.glob("*.png"))
@@ -122,9 +122,14 @@ def _figure(path: Path, run_dir: Path) -> str:
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color:
-#222; }} table {{ border-collapse: collapse; margin: 1rem 0; }} th, td {{ border-bottom: 1px solid #ddd;
-padding: .25rem .75rem; text-align: left; vertical-align: top; }} figure {{ margin: 1.5rem 0; }} img {{ max-
-width: 100%; image-rendering: pixelated; }} figcaption {{ color: #666; }} </style></head><body> {body}
+body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; }}
+table {{ border-collapse: collapse; margin: 1rem 0; }}
+th, td {{ border-bottom: 1px solid #ddd; padding: .25rem .75rem; text-align: left; vertical-align: top; }}
+td {{ overflow-wrap: anywhere; }}
+figure {{ margin: 1.5rem 0; }}
+img {{ max-width: 100%; }}
+figcaption {{ color: #666; }}
+</style></head><body>
+{body}
 </body></html>
 """
