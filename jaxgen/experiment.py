@@ -10,6 +10,7 @@ A script is a dict of `System` and a call of `main`:
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import shlex
@@ -20,7 +21,7 @@ import typing
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 
@@ -64,6 +65,8 @@ class Options:
     """Steps between pictures of samples; 0 for none."""
     save_every: int = 1000
     """Steps between checkpoints; 0 for one at the end."""
+    logger: Literal["none", "tensorboard", "wandb"] = "none"
+    """Where log lines go besides metrics.jsonl; needs the extra `logs`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,7 +113,9 @@ def main(systems: Mapping[str, System], arguments: list[str] | None = None) -> N
 def one_line_errors():
     """Bad input ends the program with one line and exit status 2; JAXGEN_TRACEBACK=1 shows where."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+            yield
     except KeyboardInterrupt as interrupt:
         print(f"\n{interrupt or 'interrupted'}", file=sys.stderr)
         raise SystemExit(130) from None
@@ -134,7 +139,6 @@ def run_system(name: str, system: System, options: Options, cfg: Any) -> Any:
 
 def run(family: Any, cfg: Any, options: Options, evaluate: Evaluate | None = None) -> Any:
     """Load the data, shape `cfg` to it, fit, evaluate on the test split, report; returns the State."""
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     shard.initialize()
     train, test = (
         data.load(options.data, s, options.data_dir, options.image_size) for s in ("train", "test")
@@ -154,7 +158,7 @@ def run(family: Any, cfg: Any, options: Options, evaluate: Evaluate | None = Non
         log_every=options.log_every,
         sample_every=options.sample_every,
         save_every=options.save_every,
-        on_log=_print_line if not sys.stderr.isatty() and jax.process_index() == 0 else None,
+        on_log=_on_log(options, run_dir, runs.describe(family, cfg)) if jax.process_index() == 0 else None,
     )
     evaluate_run(family, cfg, state, test, run_dir, options.seed, evaluate)
     return state
@@ -208,8 +212,41 @@ def _file_name(data_name: str) -> str:
     return data_name.rsplit("/", 1)[-1].replace(":", "_")
 
 
-def _print_line(step: int, metrics: dict[str, float]) -> None:
-    print(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()), flush=True)
+def _on_log(
+    options: Options, run_dir: Path, description: dict[str, Any]
+) -> Callable[[int, dict[str, float]], None]:
+    """Prints a line where there is no progress bar, and passes the numbers to the logger asked for."""
+    senders: list[Callable[[int, dict[str, float]], Any]] = []
+    if not sys.stderr.isatty():
+        senders.append(lambda step, metrics: print(f"step {step}:", _words(metrics), flush=True))
+    try:
+        if options.logger == "tensorboard":
+            import tensorboardX
+
+            senders.append(functools.partial(_to_tensorboard, tensorboardX.SummaryWriter(str(run_dir))))
+        elif options.logger == "wandb":
+            import wandb
+
+            wandb.init(project="jaxgen", dir=run_dir, config=description)
+            senders.append(lambda step, metrics: wandb.log(metrics, step=step))
+    except ImportError:
+        raise ValueError(f'--logger {options.logger} needs pip install "jaxgen[logs]"') from None
+
+    def log(step: int, metrics: dict[str, float]) -> None:
+        for send in senders:
+            send(step, metrics)
+
+    return log
+
+
+def _to_tensorboard(writer: Any, step: int, metrics: dict[str, float]) -> None:
+    for name, value in metrics.items():
+        writer.add_scalar(name, value, step)
+    writer.flush()
+
+
+def _words(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
 def _write_result(name: str, system: System, options: Options) -> None:

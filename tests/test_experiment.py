@@ -196,6 +196,13 @@ def test_the_jaxgen_command_refuses_in_one_line(tmp_path, monkeypatch, capsys, a
     assert named in capsys.readouterr().err
 
 
+def test_log_lines_reach_tensorboard(tmp_path):
+    result = script("vae", *QUICK, "--run-dir", "run", "--logger", "tensorboard", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    (events,) = (tmp_path / "run").glob("events.out.tfevents.*")
+    assert b"elbo" in events.read_bytes()
+
+
 def test_shape_to_changes_only_what_the_config_has():
     digits = data.load("digits")
     assert experiment.shape_to(digits, vae.Config(shape=(1,), beta=2.0)) == vae.Config(
