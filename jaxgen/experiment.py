@@ -11,10 +11,7 @@ A script is a dict of `System` and a call of `main`:
 import contextlib
 import dataclasses
 import functools
-import json
 import os
-import shlex
-import shutil
 import sys
 import time
 import typing
@@ -27,7 +24,7 @@ import jax
 
 import jaxgen
 from jaxgen import data, runs, shard
-from jaxgen.evaluation import likelihood, report
+from jaxgen.evaluation import likelihood, report, result
 
 Evaluate = Callable[..., dict[str, report.Metric]]
 """(key, state, test, cfg, folder) -> metrics on the held-out data; may leave pictures in the folder."""
@@ -128,12 +125,11 @@ def one_line_errors():
 
 def run_system(name: str, system: System, options: Options, cfg: Any) -> Any:
     """Train and evaluate one system as its script does; returns the State."""
-    options = (
-        options if options.run_dir else dataclasses.replace(options, run_dir=_new_run_dir(name, options))
-    )
-    state = run(system.family, cfg, options, system.evaluate)
+    run_dir = options.run_dir or _new_run_dir(name, options)
+    state = run(system.family, cfg, dataclasses.replace(options, run_dir=run_dir), system.evaluate)
     if options.results and jax.process_index() == 0:
-        _write_result(name, system, options)
+        folder, published = options.results, system.published
+        result.write(folder, run_dir, name, system.paper, options.data, options.seed, published)
     return state
 
 
@@ -204,12 +200,7 @@ def num_params(state: Any) -> int:
 def _new_run_dir(name: str, options: Options) -> Path:
     if jax.process_count() > 1:
         raise ValueError("several processes need one --run-dir, given to all of them")
-    data_name = _file_name(options.data)
-    return Path("runs") / f"{name}-{data_name}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def _file_name(data_name: str) -> str:
-    return data_name.rsplit("/", 1)[-1].replace(":", "_")
+    return Path("runs") / f"{name}-{result.file_name(options.data)}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _on_log(
@@ -247,55 +238,6 @@ def _to_tensorboard(writer: Any, step: int, metrics: dict[str, float]) -> None:
 
 def _words(metrics: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-
-
-def _write_result(name: str, system: System, options: Options) -> None:
-    run_dir = runs.resolve(typing.cast(Path, options.run_dir))
-    written = json.loads((run_dir / "report.json").read_text())
-    metrics = written["metrics"]
-    for metric_name, values in metrics.items():
-        if (options.data, metric_name) in system.published:
-            values["published"], values["published_source"] = system.published[options.data, metric_name]
-    stem = typing.cast(Path, options.results) / f"{name}-{_file_name(options.data)}"
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} host cores"
-    result = {
-        "system": name,
-        "paper": system.paper,
-        "data": options.data,
-        "tier": "laptop" if jax.default_backend() == "cpu" else "accelerator",
-        "command": _command(),
-        "seed": options.seed,
-        "minutes": round(_training_minutes(run_dir), 1),
-        "device": device,
-        "versions": runs.versions(),
-        "num_params": written["num_params"],
-        "metrics": metrics,
-    }
-    runs.write_text(stem.with_suffix(".json"), json.dumps(result, indent=2) + "\n")
-    samples = sorted((run_dir / "samples").glob("*.png"), key=lambda path: int(path.stem))
-    shutil.copy(samples[-1], stem.with_suffix(".png"))
-
-
-def _training_minutes(run_dir: Path) -> float:
-    steps, minutes = 0, 0.0
-    for row in runs.read_metrics(run_dir):
-        minutes += (row["step"] - steps) / row["steps_per_second"] / 60
-        steps = int(row["step"])
-    return minutes
-
-
-def _command() -> str:
-    """The command as anyone would give it: without the places where this machine keeps data and runs."""
-    words, skip = [], False
-    for word in sys.argv[1:]:
-        if skip:
-            skip = False
-        elif word in ("--data-dir", "--run-dir", "--results"):
-            skip = True
-        elif not word.startswith(("--data-dir=", "--run-dir=", "--results=")):
-            words.append(word)
-    return shlex.join(["python", f"experiments/{Path(sys.argv[0]).name}", *words])
 
 
 def _command_line_type(config: Any) -> type:

@@ -1,10 +1,8 @@
 """The training loop: the only one, for every family.
 
 A run is a pure function of (family, config, data, batch size, key), and its randomness hangs on the step
-alone, so stopping it anywhere and starting it again gives the same bits as never having stopped. A small data
-set lives on the device and many steps go out in one dispatch: a loop whose length is a run-time value, so
-that one compiled program serves every length, and where a chunk ends changes nothing. A large one is
-streamed, one step a dispatch.
+alone, so stopping it anywhere and starting it again gives the same bits as never having stopped. `dispatch`
+says how the steps reach the device.
 """
 
 import contextlib
@@ -12,29 +10,19 @@ import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from jaxgen import checkpoint, data, plot, runs, shard
-from jaxgen.types import Family, Metrics
+from jaxgen import checkpoint, data, dispatch, plot, runs, shard
+from jaxgen.types import Family
 
 NUM_SAMPLES = 64
 """Samples in a picture."""
-
-CHUNK_SECONDS = 0.5
-"""How long one dispatch takes where `chunk` is left open: long against its overhead, short for Ctrl-C."""
-
-
-class Totals(NamedTuple):
-    """What is carried beside the state since the last log line."""
-
-    metrics: Metrics  # sums
-    bad_step: Array  # () int32, the first step with a metric that is not finite, or -1
 
 
 def fit(
@@ -75,11 +63,13 @@ def fit(
         on_log: called with the step and the metrics of every log line.
 
     Raises:
-        ValueError: the batch does not split over the devices.
+        ValueError: the batch does not split over the devices, or a number of steps is not positive.
         RunError: the run directory is another run's, or cannot be written.
         FloatingPointError: a metric or the state became NaN or infinite; the message names the step, and the
             checkpoints stay as they were.
     """
+    if min(steps, log_every) < 1 or (chunk is not None and chunk < 1):
+        raise ValueError("steps, log_every and chunk must be at least 1")
     mesh = shard.mesh() if mesh is None else mesh
     shard.check_batch_size(batch_size, mesh)
     shardings = shard.state_shardings(checkpoint.abstract_state(family, cfg), mesh)
@@ -111,12 +101,13 @@ def fit(
             init_key, batch=first
         )
 
-    advance = _streamed if isinstance(batches, data.StreamedBatches) else _resident
-    advance = advance(family, cfg, batches, mesh, shardings, chunk or _common_chunk(log_every))
+    if chunk is None and jax.process_count() > 1:
+        chunk = log_every  # processes must make the same dispatches: no clock may choose
+    advance = dispatch.advance(family, cfg, batches, mesh, shardings, chunk)
     draw = jax.jit(
-        lambda key, state: family.sample(key, state, NUM_SAMPLES, cfg), out_shardings=_replicated(mesh)
+        lambda key, state: family.sample(key, state, NUM_SAMPLES, cfg), out_shardings=shard.replicated(mesh)
     )
-    zeros = _zeros(family, cfg, state, batches, mesh)
+    zeros = dispatch.zeros(family, cfg, state, batches, mesh)
     step, totals, counted, since = int(state.step), zeros, 0, time.perf_counter()
 
     with contextlib.ExitStack() as stack:
@@ -129,7 +120,7 @@ def fit(
                 state, totals, done = advance(state, totals, step, until)
                 step, counted = step + done, counted + done
                 bar.update(done)
-            _check(totals)
+            dispatch.check(totals)
             if step % log_every == 0 or step == steps:
                 metrics = {name: float(total) / counted for name, total in totals.metrics.items()}
                 rate = counted / (time.perf_counter() - since)
@@ -150,78 +141,6 @@ def fit(
             if stop is not None and stopping:
                 stop.leave(f"stopped after step {step}, saved in {directory}; the same command continues")
     return state
-
-
-def _resident(family, cfg, batches, mesh, shardings, chunk):
-    """Dispatches of many steps, each step gathering its batch from the data held on every device."""
-    batches = shard.replicate(batches, mesh)
-
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, _replicated(mesh)))
-    def many(state, totals, batches, count):
-        def body(carry):
-            index, (state, totals) = carry
-            batch = shard.constrain_batch(batches(state.step), mesh)
-            return index + 1, _one(family, cfg, state, totals, batch)
-
-        def unfinished(carry):
-            return (carry[0] < count) & (carry[1][1].bad_step < 0)
-
-        return jax.lax.while_loop(unfinished, body, (jnp.int32(0), (state, totals)))[1]
-
-    count, compiled = chunk or 1, False
-
-    def advance(state, totals, step, until):
-        nonlocal count, compiled
-        done, since = min(count, until - step), time.perf_counter()
-        state, totals = many(state, totals, batches, jnp.int32(done))
-        _check(totals)
-        if compiled and not chunk:
-            count = max(1, int(CHUNK_SECONDS * done / (time.perf_counter() - since)))
-        compiled = True
-        return state, totals, done
-
-    return advance
-
-
-def _streamed(family, cfg, batches, mesh, shardings, chunk):
-    """Dispatches of one step each, on batches read ahead by the host."""
-    del chunk
-    single = jax.jit(
-        functools.partial(_one, family, cfg), donate_argnums=0, out_shardings=(shardings, _replicated(mesh))
-    )
-    stream = None
-
-    def advance(state, totals, step, until):
-        nonlocal stream
-        stream = batches.iterate(step) if stream is None else stream
-        return *single(state, totals, shard.put_batch(next(stream), mesh)), 1
-
-    return advance
-
-
-def _one(family, cfg, state, totals, batch):
-    step = state.step
-    state, metrics = family.train_step(state, batch, cfg)
-    finite = jnp.all(jnp.stack([jnp.isfinite(metric) for metric in metrics.values()]))
-    bad_step = jnp.where((totals.bad_step < 0) & ~finite, step, totals.bad_step)
-    return state, Totals(jax.tree.map(jnp.add, totals.metrics, metrics), bad_step)
-
-
-def _zeros(family, cfg, state, batches, mesh):
-    shapes = jax.eval_shape(
-        lambda s: family.train_step(s, jax.tree.map(jnp.asarray, dict(batches(0))), cfg)[1], state
-    )
-    metrics = jax.tree.map(lambda m: jnp.zeros(m.shape, jnp.float32), shapes)
-    return shard.replicate(Totals(metrics, jnp.int32(-1)), mesh)
-
-
-def _check(totals):
-    bad_step = int(totals.bad_step)
-    if bad_step >= 0:
-        names = [name for name, total in totals.metrics.items() if not np.isfinite(total)]
-        raise FloatingPointError(
-            f"{', '.join(names)} became NaN or infinite at step {bad_step}: try a smaller step size"
-        )
 
 
 def _check_state(state, step):
@@ -250,17 +169,8 @@ def _agree(stop):
     return stop.signal is not None
 
 
-def _common_chunk(log_every):
-    """Processes must make the same dispatches, so a clock may not choose their length."""
-    return log_every if jax.process_count() > 1 else None
-
-
 def _next_multiple(step, every, steps):
     return min((step // every + 1) * every, steps) if every else steps
-
-
-def _replicated(mesh):
-    return NamedSharding(mesh, shard.REPLICATED)
 
 
 def _progress_bar(steps, step):

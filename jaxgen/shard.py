@@ -76,16 +76,21 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     def sharding(leaf):
         fitting = [axis for axis in range(leaf.ndim) if leaf.shape[axis] % size == 0]
         if size == 1 or not fitting or math.prod(leaf.shape) < SMALLEST_SHARDED:
-            return NamedSharding(mesh, REPLICATED)
+            return replicated(mesh)
         axis = max(fitting, key=lambda axis: leaf.shape[axis])
         return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
 
     return jax.tree.map(sharding, state)
 
 
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of what every device holds whole."""
+    return NamedSharding(mesh, REPLICATED)
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """The tree on every device of the mesh; every process must hold the same values."""
-    return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
+    return jax.device_put(tree, replicated(mesh))
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:

@@ -13,7 +13,7 @@ import pytest
 import jaxgen
 from jaxgen import checkpoint, cli, data, experiment, runs
 from jaxgen.autoencoder import vae
-from jaxgen.evaluation import likelihood
+from jaxgen.evaluation import likelihood, result
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "experiments" / "autoencoder.py"
@@ -70,8 +70,8 @@ def test_a_script_leaves_a_whole_run_directory(finished):
 
 def test_a_script_writes_its_result(finished):
     folder, _ = finished
-    result = json.loads((folder / "results" / "vae-digits.json").read_text())
-    assert set(result) == {
+    written = json.loads((folder / "results" / "vae-digits.json").read_text())
+    assert set(written) == {
         *(
             "system",
             "paper",
@@ -86,10 +86,24 @@ def test_a_script_writes_its_result(finished):
             "metrics",
         )
     }
-    assert str(folder) not in json.dumps(result)
-    assert result["command"].startswith("python experiments/autoencoder.py vae --steps 20")
-    assert result["num_params"] > 1000
-    assert (folder / "results" / "vae-digits.png").exists()
+    assert str(folder) not in json.dumps(written)
+    assert written["command"].startswith("python experiments/autoencoder.py vae --steps 20")
+    assert written["num_params"] > 1000
+    pictures = {path.name for path in (folder / "results").glob("*.png")}
+    assert {"vae-digits.png", "vae-digits-reconstructions.png"} <= pictures
+
+
+def test_the_command_of_a_result_names_no_place():
+    arguments = [
+        "/home/x/experiments/autoencoder.py",
+        "vae",
+        "--data-dir",
+        "/data",
+        "--steps",
+        "5",
+        "--run-dir=/r",
+    ]
+    assert result.command(arguments) == "python experiments/autoencoder.py vae --steps 5"
 
 
 def test_a_run_loads_and_the_numbers_come_again(finished):

@@ -160,6 +160,12 @@ def test_a_batch_that_does_not_split_is_refused(ring):
         fit(ring, 3, mesh=shard.mesh(), batch_size=12)
 
 
+@pytest.mark.parametrize("options", [{"log_every": 0}, {"chunk": 0}, {"steps": 0}])
+def test_numbers_of_steps_must_be_positive(ring, options):
+    with pytest.raises(ValueError, match="at least 1"):
+        fit(ring, **{"steps": 3, **options})
+
+
 def damage_truncate(folder):
     for path in folder.rglob("*"):
         if path.is_file():
