@@ -1,9 +1,11 @@
-"""Flax's convolutions, plain and transposed, with gradients as fast inside `lax.scan` and `lax.cond` as outside.
+"""Flax's convolutions, plain and transposed, with gradients as fast inside loops and conditionals as outside.
 
-`trilinear.py` says how. As with every custom VJP, reverse mode works to any order and forward mode
-(`jax.jvp`) raises TypeError.
+`trilinear.py` says how. As with every custom VJP, reverse mode works to any order, forward mode (`jax.jvp`)
+raises TypeError, and `jax.shard_map` has to be told check_vma=False.
 """
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,14 +42,15 @@ def conv_general_dilated(
     Returns:
         (B, *out, C_out); `output_size` says how large where nothing is dilated.
     """
+    operands = lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers
+    plain = functools.partial(lax.conv_general_dilated, *operands, precision=precision, **options)
     rank = lhs.ndim - 2
     layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-    # XLA's convolution is left to refuse what it refuses, such as "SAME" padding of a dilated input.
-    undefined = isinstance(padding, str) and max(lhs_dilation or (1,)) > 1
     optional = any(value not in (None, 1) for value in options.values())
-    if layout != trilinear.channels_last(rank) or undefined or optional or lhs.size * rhs.size == 0:
-        operands = lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers
-        return lax.conv_general_dilated(*operands, precision=precision, **options)
+    # XLA's is left to refuse what it refuses, such as "SAME" padding of a dilated input.
+    undefined = isinstance(padding, str) and max(lhs_dilation or (1,)) > 1
+    if layout != trilinear.channels_last(rank) or optional or undefined:
+        return plain()
     inputs = list(zip(lhs.shape[1:-1], lhs_dilation or (1,) * rank, strict=True))
     kernels = list(zip(rhs.shape[:-2], rhs_dilation or (1,) * rank, strict=True))
     if isinstance(padding, str):
@@ -57,7 +60,8 @@ def conv_general_dilated(
     for source, kernel, stride, pads in zip(inputs, kernels, window_strides, padding, strict=True):
         size = output_size(trilinear.extent(source), trilinear.extent(kernel), stride, pads)
         axes.append(trilinear.Axis(source, kernel, (size, stride), pads[0]))
-    return trilinear.convolve(lhs, rhs, tuple(axes), precision)
+    empty = lhs.size * rhs.size * math.prod(axis.output[0] for axis in axes) == 0
+    return plain() if empty else trilinear.convolve(lhs, rhs, tuple(axes), precision)
 
 
 def conv_transpose(
@@ -73,7 +77,7 @@ def conv_transpose(
         x: (B, *space, C_in).
         kernel: (*kernel, C_in, C_out).
         padding: "SAME", "VALID", or what PyTorch calls padding, an integer or a (low, high) pair an axis: as
-            much comes off the output as a convolution adds to its input. Linen's pairs are kernel - 1 minus it.
+            much comes off the output as a convolution adds to its input. (Linen's is kernel - 1 minus this.)
 
     Returns:
         (B, *out, C_out) with out = stride (n - 1) + kernel - low - high; as in Linen, "SAME" makes that
@@ -112,7 +116,7 @@ class Conv(nn.Conv):
 class ConvTranspose(nn.Module):
     """`conv_transpose` of (..., *space, C_in) by a learned kernel, plus a bias.
 
-    Parameters and defaults are those of `flax.linen.ConvTranspose`, and so are the values except that pairs as
+    Parameters and defaults are those of `flax.linen.ConvTranspose`, and so are the values, but numbers as
     `padding` mean PyTorch's, not Linen's.
     """
 
@@ -131,9 +135,9 @@ class ConvTranspose(nn.Module):
     def __call__(self, x: Array) -> Array:
         size = (self.kernel_size,) if isinstance(self.kernel_size, int) else tuple(self.kernel_size)
         kernel = self.param("kernel", self.kernel_init, (*size, x.shape[-1], self.features), self.param_dtype)
-        bias = (
-            self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
-        )
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         batch = x.shape[: -len(size) - 1]
         x = x.reshape(-1, *x.shape[len(batch) :])
@@ -143,6 +147,8 @@ class ConvTranspose(nn.Module):
 
 
 def _pair(padding):
+    if isinstance(padding, str):
+        raise ValueError(f'padding {padding!r} is neither "SAME" nor "VALID" nor (low, high) pairs')
     return (padding, padding) if isinstance(padding, int) else padding
 
 
@@ -154,6 +160,4 @@ def _transposed_padding(kernel, stride, padding):
         return low, excess - low
     if padding == "VALID":
         return 0, min(excess, 0)
-    if isinstance(padding, str):
-        raise ValueError(f'padding {padding!r} is neither "SAME" nor "VALID" nor (low, high) pairs')
     return _pair(padding)

@@ -1,14 +1,14 @@
 """A convolution as one trilinear form, so that its gradients of every order are convolutions XLA runs fast.
 
 The form <x * kernel, g> is linear in x, in the kernel and in g. Leave one of them out and a map is left: the
-convolution, the gradient of its input, the gradient of its kernel. Each has the other two as its gradients, and
-each is itself a convolution,
+convolution, the gradient of its input, the gradient of its kernel. Each has the other two as its gradients,
+and each is itself a convolution,
 
     x * kernel        grad_x = g * flip(kernel)'        grad_kernel = x' * g'
 
 with ' for channels swapped with the batch or with output channels. JAX writes the swaps as dimension numbers.
 XLA's CPU backend has fast code for channels-last operands only; it brings others into that form in the entry
-computation but not in the bodies of loops and conditionals, where they take 5 to 200 times longer
+computation but not in the bodies of loops and conditionals, where they take up to hundreds of times as long
 (https://github.com/jax-ml/jax/issues/12868). Here, on CPU, the operands themselves are swapped. On other
 platforms each map is the one JAX has.
 """
@@ -85,7 +85,7 @@ def input_gradient(kernel: Array, g: Array, axes: tuple[Axis, ...], precision: A
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def kernel_gradient(x: Array, g: Array, axes: tuple[Axis, ...], precision: Any) -> Array:
-    """Gradient of <x * kernel, g> in kernel: (B, *input, C_in), (B, *output, C_out) to (*kernel, C_in, C_out)."""
+    """Gradient of <x * kernel, g> in kernel: (B, *input, C_in), (B, *output, C_out) to kernel's shape."""
 
     def fast(x, g):
         # Either may slide over the other: fewer channels slide cheaper, and dilation would slide over zeros.
@@ -155,7 +155,7 @@ def _overlap_add_wins(axes):
 
 
 def _overlap_add(x, kernel, axes, precision):
-    """x * kernel for dilated x, as one product and a sum of shifted pieces: no inserted zero is multiplied."""
+    """x * kernel for dilated x, as one product and a sum of shifted pieces: nothing times zero."""
     rank = len(axes)
     steps = [axis.input[1] for axis in axes]
     taps = [axis.kernel[0] // axis.input[1] for axis in axes]
