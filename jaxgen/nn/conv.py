@@ -85,9 +85,9 @@ def conv_transpose(
     """
     rank = x.ndim - 2
     strides = [strides] * rank if isinstance(strides, int) else strides
-    padding = [padding] * rank if isinstance(padding, str | int) else padding
+    paddings: Sequence[Any] = [padding] * rank if isinstance(padding, str | int) else padding
     axes = []
-    for n, k, stride, pads in zip(x.shape[1:-1], kernel.shape[:-2], strides, padding, strict=True):
+    for n, k, stride, pads in zip(x.shape[1:-1], kernel.shape[:-2], strides, paddings, strict=True):
         low, high = _transposed_padding(k, stride, pads)
         size = stride * (n - 1) + k - low - high
         axes.append(trilinear.Axis((n, stride), (k, 1), (size, 1), k - 1 - low))
