@@ -1,8 +1,8 @@
 """Autoencoders: train, evaluate and picture one of them.
 
-python experiments/autoencoder.py vae
-python experiments/autoencoder.py vae --data mnist --num-latents 2
-python experiments/autoencoder.py conv_vae --data fashion_mnist --steps 10000
+    python experiments/autoencoder.py vae
+    python experiments/autoencoder.py vae --data mnist --num-latents 2
+    python experiments/autoencoder.py conv_vae
 """
 
 import functools
