@@ -1,8 +1,8 @@
 """Autoencoders: train, evaluate and picture one of them.
 
-    python experiments/autoencoder.py vae
-    python experiments/autoencoder.py vae --data mnist --num-latents 2
-    python experiments/autoencoder.py conv_vae
+python experiments/autoencoder.py vae
+python experiments/autoencoder.py vae --data mnist --num-latents 2
+python experiments/autoencoder.py conv_vae
 """
 
 import functools
@@ -53,9 +53,13 @@ SYSTEMS = {
     ),
     "burda_vae": System(
         family=vae,
-        config=vae.Config(num_latents=50, hidden=(200, 200), activation="tanh", decay_steps=200_000),
-        paper="Kingma & Welling 2014, as trained by Burda et al. 2016",
-        options=Options(data="mnist", steps=200_000, sample_every=20_000, save_every=20_000, log_every=2000),
+        config=vae.Config(
+            num_latents=50, hidden=(200, 200), activation="tanh", learning_rate=3e-3, decay_steps=200_000
+        ),
+        paper="Kingma & Welling 2014, the network of Burda et al. 2016",
+        options=Options(
+            data="mnist", steps=200_000, batch_size=64, log_every=2000, sample_every=20_000, save_every=20_000
+        ),
         evaluate=functools.partial(evaluate, num_samples=5000),
         published={("mnist", "nll_iwae_5000"): (86.76, IWAE)},
     ),
@@ -63,7 +67,7 @@ SYSTEMS = {
         family=vae,
         config=vae.Config(network="conv", hidden=(32, 64), num_latents=32),
         paper="Kingma & Welling 2014",
-        options=Options(data="fashion_mnist", steps=10_000),
+        options=Options(data="fashion_mnist", steps=5000),
         evaluate=functools.partial(evaluate, num_samples=100),
     ),
 }
