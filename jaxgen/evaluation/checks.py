@@ -40,8 +40,10 @@ def finite(**sets: Any) -> None:
     for name, array in sets.items():
         if isinstance(array, jax.core.Tracer):
             continue
-        library = jnp if isinstance(array, jax.Array) else np
-        number = int((~library.isfinite(array)).sum())
+        # A constant inside somebody's jit: looked at while tracing.
+        with jax.ensure_compile_time_eval():
+            library = jnp if isinstance(array, jax.Array) else np
+            number = int((~library.isfinite(array)).sum())
         if number:
             raise ValueError(f"{name} has {number} values that are not finite (NaN or infinity)")
 
