@@ -8,6 +8,7 @@
 | `small-cnn-digits`, `small-cnn-mnist`, `small-cnn-fashion_mnist` | 64 | 10 digits or garments | nothing |
 | `pca64`, or another number | 64 | | a data set to fit |
 | `random-conv` | 64 | | nothing |
+| `efficientnet-lite0`, or `efficientnet-lite0:96` for 96 pixels | 1280 | ImageNet | the extra `lite0` |
 
 Numbers from different extractors cannot be compared, so `Extractor.name` belongs beside every one of them.
 """
@@ -15,12 +16,17 @@ Numbers from different extractors cannot be compared, so `Extractor.name` belong
 import difflib
 import re
 
-from jaxgen.evaluation.features import small_cnn, weightless
+from jaxgen.evaluation.features import efficientnet, small_cnn, weightless
 from jaxgen.evaluation.features.extractor import Extractor, Images, of, probabilities
 
 __all__ = ["Extractor", "Images", "load", "of", "probabilities"]
 
-_NAMES = (*(f"small-cnn-{name}" for name in small_cnn.SIZES), "pca64", "random-conv")
+_NAMES = (
+    *(f"small-cnn-{name}" for name in small_cnn.SIZES),
+    "pca64",
+    "random-conv",
+    "efficientnet-lite0",
+)
 
 
 def load(name: str, dataset: Images | None = None) -> Extractor:
@@ -28,7 +34,7 @@ def load(name: str, dataset: Images | None = None) -> Extractor:
 
     Args:
         name: one of the table above, or "small-cnn" for the one trained on `dataset`.
-        dataset: what "pca<d>" is fitted on and "small-cnn" looks at the name of; others do not need it.
+        dataset: what "pca<d>" is fitted on, and whose name "small-cnn" looks at; others do not need it.
 
     Raises:
         ValueError: an unknown name (with the near ones), a data set that is missing, a damaged file.
@@ -43,6 +49,9 @@ def load(name: str, dataset: Images | None = None) -> Extractor:
         return weightless.pca(dataset, int(match[1]))
     if name == "random-conv":
         return weightless.random_conv()
+    kind, _, rest = name.partition(":")
+    if kind == "efficientnet-lite0" and (not rest or rest.isdecimal()):
+        return efficientnet.load(int(rest)) if rest else efficientnet.load()
     near = difflib.get_close_matches(name, _NAMES)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise ValueError(f"unknown feature extractor {name!r}: {hint}There are {', '.join(_NAMES)}")
