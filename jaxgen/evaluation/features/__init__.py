@@ -9,23 +9,28 @@
 | `pca64`, or another number | 64 | | a data set to fit |
 | `random-conv` | 64 | | nothing |
 | `efficientnet-lite0`, or `efficientnet-lite0:96` for 96 pixels | 1280 | ImageNet | the extra `lite0` |
+| `inception-v3:PATH`, experimental | 2048 | 1008 | your copy of its weights |
 
 Numbers from different extractors cannot be compared, so `Extractor.name` belongs beside every one of them.
+FID is the Frechet distance of one extractor alone, Inception-v3 with the reference weights (`is_reference`);
+that of any other is "the Frechet distance (name)".
 """
 
 import difflib
 import re
 
-from jaxgen.evaluation.features import efficientnet, small_cnn, weightless
+from jaxgen.evaluation.features import efficientnet, inception, small_cnn, weightless
 from jaxgen.evaluation.features.extractor import Extractor, Images, of, probabilities
+from jaxgen.evaluation.features.inception import is_reference
 
-__all__ = ["Extractor", "Images", "load", "of", "probabilities"]
+__all__ = ["Extractor", "Images", "is_reference", "load", "of", "probabilities"]
 
 _NAMES = (
     *(f"small-cnn-{name}" for name in small_cnn.SIZES),
     "pca64",
     "random-conv",
     "efficientnet-lite0",
+    "inception-v3:PATH",
 )
 
 
@@ -52,6 +57,8 @@ def load(name: str, dataset: Images | None = None) -> Extractor:
     kind, _, rest = name.partition(":")
     if kind == "efficientnet-lite0" and (not rest or rest.isdecimal()):
         return efficientnet.load(int(rest)) if rest else efficientnet.load()
+    if kind == "inception-v3" and rest:
+        return inception.load(rest)
     near = difflib.get_close_matches(name, _NAMES)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise ValueError(f"unknown feature extractor {name!r}: {hint}There are {', '.join(_NAMES)}")
