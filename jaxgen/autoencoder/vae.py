@@ -70,7 +70,7 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype of the networks; parameters, likelihoods and the KL stay float32."""
     encoder: nn.Module | None = None
-    """Your own network: (B, *shape) -> mean and log-variance of q, each (B, num_latents)."""
+    """Your own network: (B, *shape), bits as 0 and 1 -> mean and log-variance of q, each (B, num_latents)."""
     decoder: nn.Module | None = None
     """Your own network: (B, num_latents) -> logits or means of p(x | z), (B, *shape)."""
     optimizer: optax.GradientTransformation | None = None
@@ -269,6 +269,8 @@ def _targets(key: Array, x: Array, cfg: Config) -> Array:
 
 
 def _encode(params: Any, x: Array, cfg: Config) -> tuple[Array, Array]:
+    if cfg.likelihood == "bernoulli":
+        x = (x + 1) / 2  # black as 0: a large constant input slows the first layer down by nats
     mean, log_variance = _networks(cfg)[0].apply({"params": params["encoder"]}, x)
     return jnp.float32(mean), jnp.clip(jnp.float32(log_variance), -10.0, 10.0)
 
