@@ -39,7 +39,9 @@ def test_features_do_not_depend_on_the_batch_size_or_on_what_holds_the_pictures(
     assert whole.shape == (len(digits[1]), extractor.num_features)
     assert whole.dtype == np.float32
     pictures = digits[1].arrays["image"]
+    streamed = data.StreamedDataset("streamed", "test", [{"image": x} for x in pictures], (8, 8, 1))
     others = [
+        features.of(extractor, streamed, 100),
         features.of(extractor, digits[1], 37),
         features.of(extractor, pictures, 1000),
         features.of(extractor, digits[1][:]["image"], 1),

@@ -51,13 +51,17 @@ def load(path: str | Path) -> Extractor:
     path = Path(path).expanduser()
     state = _read_npz(path) if path.suffix == ".npz" else torch_file.read(path)
     params = ported.on_device(_checked(path, state))
-    name = f"inception-v3-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
+    return extractor(f"inception-v3-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}", params)
+
+
+def extractor(name: str, params: Any) -> Extractor:
+    """As `load`, with parameters of `inception_network.Network`."""
     return Extractor(name, NUM_FEATURES, Partial(_extract, params), Partial(_classify, params))
 
 
-def is_reference(extractor: Extractor) -> bool:
+def is_reference(candidate: Extractor) -> bool:
     """Whether distances of these features may be called FID and KID, and its score the inception score."""
-    return extractor.name == REFERENCE
+    return candidate.name == REFERENCE
 
 
 def convert(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
