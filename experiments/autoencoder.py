@@ -54,10 +54,10 @@ SYSTEMS = {
     "burda_vae": System(
         family=vae,
         config=vae.Config(
-            num_latents=50, hidden=(200, 200), activation="tanh", learning_rate=2e-3, decay_steps=80_000
+            num_latents=50, hidden=(200, 200), activation="tanh", learning_rate=2e-3, decay_steps=300_000
         ),
         paper="Kingma & Welling 2014, the network of Burda et al. 2016",
-        options=Options(data="mnist", steps=80_000, log_every=2000, sample_every=20_000, save_every=20_000),
+        options=Options(data="mnist", steps=300_000, log_every=5000, sample_every=50_000, save_every=50_000),
         evaluate=functools.partial(evaluate, num_samples=5000),
         published={("mnist", "nll_iwae_5000"): (86.76, IWAE)},
     ),

@@ -18,8 +18,20 @@ def sum_per_example(x: Array) -> Array:
 
 def bernoulli_log_prob(x: Array, logits: Array) -> Array:
     """log p(x) of independent bits x in {0, 1} with p(1) = sigmoid(logits), (B,)."""
-    logits = logits.astype(jnp.float32)
-    return sum_per_example(x * logits - jax.nn.softplus(logits))
+    # Flat before the arithmetic, which XLA then fuses with the sum.
+    x, logits = (a.reshape(a.shape[0], -1) for a in (x, logits.astype(jnp.float32)))
+    return (x * logits - jax.nn.softplus(logits)).sum(-1)
+
+
+def bernoulli(key: Array, probability: Array) -> Array:
+    """Independent bits, True with the given probability in [0, 1], (B, ...).
+
+    Sixteen random bits decide each, so a probability counts to within 2^-16, and 0 and 1 are certain.
+    """
+    size = math.prod(probability.shape[1:])
+    words = jax.random.bits(key, (probability.shape[0], -(-size // 2)), jnp.uint32)
+    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(probability.shape[0], -1)[:, :size]
+    return halves.reshape(probability.shape).astype(jnp.float32) < 2.0**16 * probability
 
 
 def normal_log_prob(x: Array, mean: Array | float = 0.0, log_variance: Array | float = 0.0) -> Array:

@@ -54,3 +54,14 @@ def test_bfloat16_inputs_are_summed_in_float32():
     value = distributions.bernoulli_log_prob(jnp.zeros((1, 4096)), logits)
     assert value.dtype == jnp.float32
     assert value[0] == pytest.approx(-4096 * np.log(2), rel=1e-4)
+
+
+def test_bernoulli_draws_have_their_probability():
+    probability = jnp.broadcast_to(jnp.array([0.0, 0.001, 0.3, 0.999, 1.0]), (40_000, 5))
+    bits = distributions.bernoulli(jax.random.key(0), probability)
+    share, expected = bits.mean(0), probability[0]
+    assert bits.dtype == bool
+    assert share[0] == 0
+    assert share[-1] == 1
+    assert jnp.all(jnp.abs(share - expected) <= 4 * jnp.sqrt(expected * (1 - expected) / len(bits)))
+    assert abs(jnp.corrcoef(bits[:, 1:4].T)[0, 1]) < 0.02

@@ -194,7 +194,7 @@ def sample(key: Array, state: State, n: int, cfg: Config, mean: bool = True) -> 
     if mean:
         return x
     if cfg.likelihood == "bernoulli":
-        return 2.0 * jax.random.bernoulli(noise_key, (x + 1) / 2) - 1
+        return 2.0 * distributions.bernoulli(noise_key, (x + 1) / 2) - 1
     return x + jnp.exp(0.5 * _noise_log_variance(state.params, cfg)) * jax.random.normal(noise_key, x.shape)
 
 
@@ -265,7 +265,7 @@ def _targets(key: Array, x: Array, cfg: Config) -> Array:
         return x + noise if cfg.dequantize else x
     if cfg.binarisation == "threshold":
         return jnp.where(x > 0, 1.0, -1.0)
-    return jnp.where(2 * jax.random.uniform(key, x.shape) - 1 < x, 1.0, -1.0)
+    return jnp.where(distributions.bernoulli(key, (x + 1) / 2), 1.0, -1.0)
 
 
 def _encode(params: Any, x: Array, cfg: Config) -> tuple[Array, Array]:

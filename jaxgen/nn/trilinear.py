@@ -15,11 +15,15 @@ platforms each map is the one JAX has.
 
 import functools
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+
+BLOCK_BYTES = 2**21
+"""Of the pieces of a transposed convolution that are made at a time: about what a core's cache holds."""
 
 
 class Axis(NamedTuple):
@@ -155,13 +159,38 @@ def _overlap_add_wins(axes):
 
 
 def _overlap_add(x, kernel, axes, precision):
-    """x * kernel for dilated x, as one product and a sum of shifted pieces: nothing times zero."""
+    """x * kernel for dilated x, as products and sums of shifted pieces: nothing times zero.
+
+    A loop takes a few examples at a time. Their pieces, four times what x or the result hold, stay in cache,
+    and are summed once: XLA sums them anew in each fusion that reads a result outside of a loop.
+    """
+    copies = jnp.moveaxis(jnp.flip(kernel, range(len(axes))), -2, 0)
+    piece_bytes = math.prod((*x.shape[1:-1], *copies.shape[1:])) * x.dtype.itemsize
+    largest = max(BLOCK_BYTES // max(piece_bytes, 1), 1)
+    if len(x) <= largest:
+        return _overlap_add_block(x, copies, axes, precision)
+    block = max(size for size in range(1, largest + 1) if len(x) % size == 0)
+    # The loop goes over the second factor of the batch: where devices split the batch, they split the first.
+    blocks = x.reshape(block, -1, *x.shape[1:])
+
+    def body(index, y):
+        block = lax.dynamic_index_in_dim(blocks, index, 1, keepdims=False)
+        return lax.dynamic_update_index_in_dim(
+            y, _overlap_add_block(block, copies, axes, precision), index, 1
+        )
+
+    output = (axis.output[0] for axis in axes)
+    y = jnp.zeros((*blocks.shape[:2], *output, kernel.shape[-1]), x.dtype)
+    y = lax.fori_loop(0, blocks.shape[1], body, y)
+    return y.reshape(len(x), *y.shape[2:])
+
+
+def _overlap_add_block(x, copies, axes, precision):
     rank = len(axes)
     steps = [axis.input[1] for axis in axes]
     taps = [axis.kernel[0] // axis.input[1] for axis in axes]
-    copies = jnp.moveaxis(jnp.flip(kernel, range(rank)), -2, 0)
     pieces = jnp.tensordot(x, copies, 1, precision=precision)
-    pieces = pieces.reshape(*x.shape[:-1], *itertools.chain(*zip(taps, steps, strict=True)), kernel.shape[-1])
+    pieces = pieces.reshape(*x.shape[:-1], *itertools.chain(*zip(taps, steps, strict=True)), copies.shape[-1])
     zero, keep = jnp.zeros((), x.dtype), (0, 0, 0)
 
     def shifted(tap):
@@ -173,5 +202,5 @@ def _overlap_add(x, kernel, axes, precision):
     total = total.transpose(0, *itertools.chain(*((a, a + rank) for a in range(1, rank + 1))), 2 * rank + 1)
     full = [axis.input[0] * axis.input[1] + axis.kernel[0] - axis.input[1] for axis in axes]
     margins = [[side - axis.kernel[0] + 1 for side in axis.padding()] for axis in axes]
-    total = total.reshape(len(x), *full, kernel.shape[-1])
+    total = total.reshape(len(x), *full, copies.shape[-1])
     return lax.pad(total, zero, [keep, *((low, high, 0) for low, high in margins), keep])

@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
-from jaxgen.nn import conv
+from jaxgen.nn import conv, trilinear
 
 LAYOUTS = {1: ("NHC", "HIO", "NHC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NHWDC", "HWDIO", "NHWDC")}
 
@@ -70,6 +70,18 @@ def test_value_and_derivatives_are_those_of_xla(x, kernel, strides, padding, lhs
     geometry = (strides, padding, lhs_dilation, rhs_dilation, LAYOUTS[len(strides)])
     with jax.enable_x64(True):
         x, kernel = normal(0, *x, dtype=jnp.float64), normal(1, *kernel, dtype=jnp.float64)
+        ours = derivatives(conv.conv_general_dilated, x, kernel, *geometry)
+        assert_close(ours, derivatives(lax.conv_general_dilated, x, kernel, *geometry))
+
+
+@pytest.mark.parametrize("batch", [6, 7])
+def test_a_few_examples_at_a_time(batch, monkeypatch):
+    monkeypatch.setattr(trilinear, "BLOCK_BYTES", 8 * 3 * 20 * 32)  # the pieces of three examples
+    geometry = ((1, 1), ((2, 2), (2, 2)), (2, 2), None, LAYOUTS[2])
+    with jax.enable_x64(True):
+        x, kernel = normal(0, batch, 4, 5, 3, dtype=jnp.float64), normal(1, 4, 4, 3, 2, dtype=jnp.float64)
+        loops = str(jax.make_jaxpr(lambda x, k: conv.conv_general_dilated(x, k, *geometry))(x, kernel))
+        assert loops.count("while[") + loops.count("scan[") == 1
         ours = derivatives(conv.conv_general_dilated, x, kernel, *geometry)
         assert_close(ours, derivatives(lax.conv_general_dilated, x, kernel, *geometry))
 

@@ -1,0 +1,24 @@
+"""The benchmarks run; their numbers are for quiet machines and are committed beside them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).parent.parent / "experiments" / "benchmarks"
+
+
+def test_train_step(tmp_path):
+    output = tmp_path / "train_step.json"
+    command = [sys.executable, BENCHMARKS / "train_step.py", "--smoke", "--no-torch", "--no-startup"]
+    command += ["--systems", "mlp_vae", "dcgan", "--output", output]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    systems = json.loads(output.read_text())["systems"]
+    for name in ("mlp_vae", "dcgan"):
+        times = systems[name]["step_seconds"]
+        assert 0 < times["jaxgen loop"]["min"] <= times["jaxgen loop"]["median"]
+        assert systems[name]["ratios"]["jaxgen step"]["median"] > 0
+    assert set(systems["mlp_vae"]["fit_steps_per_second"]) == {"1", "100"}
