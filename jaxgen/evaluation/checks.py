@@ -8,10 +8,10 @@ import numpy as np
 
 
 def features(*, at_least: int = 1, why: str = "", **sets: Any) -> list[Any]:
-    """The named sets, each (N, d), as NumPy or JAX arrays: what was a JAX array stays one, with its sharding.
+    """The named sets, each (N, d), as NumPy or JAX arrays of float32 or float64.
 
-    `at_least` is the smallest N a set may have, and `why` what asks for it ("k = 5"). Values are not looked
-    at under a trace, where there are none.
+    What was a JAX array stays one, with its sharding. `at_least` is the smallest N a set may have, and `why`
+    what asks for it ("k = 5"). Values are not looked at under a trace, where there are none.
 
     Raises:
         ValueError: a set that is not (N, d) numbers, has too few examples or values that are not finite, or
@@ -97,4 +97,5 @@ def _numbers(name: str, values: Any) -> Any:
         raise ValueError(f"{name} must be numbers, not {array.dtype}")
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise ValueError(f"{name} must be real numbers, not {array.dtype}")
-    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(np.float32)
+    whole = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize >= 4
+    return array if whole else array.astype(np.float32)

@@ -1,8 +1,10 @@
+import jax
 import numpy as np
 import pytest
 
 from jaxgen import shard
 from jaxgen.evaluation import distances
+from jaxgen.evaluation import prdc as prdc_module
 from jaxgen.evaluation.prdc import prdc
 
 NAMES = ["precision", "recall", "density", "coverage"]
@@ -83,6 +85,13 @@ def test_split_over_devices_and_into_tiles(monkeypatch):
     assert prdc(placed[0], fake) == whole
     monkeypatch.setattr(distances, "TILE_BYTES", 2**18)
     assert prdc(real[1:], fake) == pytest.approx(brute_force(real[1:], fake, 5), abs=1e-9)
+
+
+def test_memory_does_not_grow_with_the_product_of_the_sizes():
+    n = 50_000
+    features = jax.ShapeDtypeStruct((n, 16), np.float32)
+    compiled = prdc_module._statistics.lower(features, features, features, features, 5).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * distances.TILE_BYTES < n * n * 4 / 30
 
 
 def test_bad_input_is_named():
