@@ -11,23 +11,33 @@ BEGIN, END = "<!-- results: written by experiments/table.py -->\n", "<!-- end of
 
 
 def render(folder: Path = ROOT / "experiments" / "results") -> str:
-    """The table in Markdown: a row for each metric of each result."""
+    """The table in Markdown: a row for each result, a line in it for each metric."""
     lines = ["| System | Data | Metric | Reached | Published | Minutes | Command |", "|" + "---|" * 7]
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text())
-        system = f"[{result['system']}](experiments/results/{path.stem}.png) ({result['paper']})"
-        minutes = f"{result['minutes']:g} ({result['tier']})"
-        for name, metric in result["metrics"].items():
-            reached = f"**{metric['value']:.4g}** {metric['unit']}"
-            if metric["floor"] is not None:
-                reached += f" (floor {metric['floor']:.4g})"
-            published = "–"
-            if metric["published"] is not None:
-                published = f"{metric['published']:g} ({metric['published_source']})"
-            cells = (system, result["data"], f"{name}, n = {metric['n']}", reached, published, minutes)
-            lines.append("| " + " | ".join((*cells, f"`{result['command']}`")) + " |")
-            system = minutes = ""
+        metrics = result["metrics"]
+        cells = (
+            f"[{result['system']}](experiments/results/{path.stem}.png) ({result['paper']})",
+            result["data"],
+            "<br>".join(f"{name}, n = {metric['n']}" for name, metric in metrics.items()),
+            "<br>".join(map(_reached, metrics.values())),
+            "<br>".join(map(_published, metrics.values())),
+            f"{result['minutes']:g} ({result['tier']})",
+            f"`{result['command']}`",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _reached(metric):
+    floor = "" if metric["floor"] is None else f" (floor {metric['floor']:.4g})"
+    return f"**{metric['value']:.4g}** {metric['unit']}".rstrip() + floor
+
+
+def _published(metric):
+    if metric["published"] is None:
+        return "–"
+    return f"{metric['published']:g} ({metric['published_source']})"
 
 
 def splice(readme: str, table: str) -> str:

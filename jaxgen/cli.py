@@ -58,7 +58,14 @@ def sample(
     print(f"{n} samples in {out}")
 
 
-def evaluate(run: Run, data_dir: Path | None = None, seed: int = 0, step: int | None = None) -> None:
+def evaluate(
+    run: Run,
+    data_dir: Path | None = None,
+    seed: int = 0,
+    step: int | None = None,
+    num_samples: int = 10_000,
+    extractor: str | None = None,
+) -> None:
     """Measure a run on the test split of its data, and write report.json and report.html.
 
     Args:
@@ -66,11 +73,16 @@ def evaluate(run: Run, data_dir: Path | None = None, seed: int = 0, step: int | 
         data_dir: Where prepared data sets lie.
         seed: Seed of the evaluation.
         step: Which checkpoint; the latest by default.
+        num_samples: Samples measured against the test split, if it has as many; 0 for none.
+        extractor: Features those of pictures are measured by; by default the best that needs nothing.
     """
     family, cfg, state = checkpoint.load(run, step)
     name = runs.read_description(runs.resolve(run))["data"]
-    test = data.load(name, "test", data_dir, image_size=cfg.shape[0] if len(cfg.shape) == 3 else None)
-    experiment.evaluate_run(family, cfg, state, test, run, seed)
+    size = cfg.shape[0] if len(cfg.shape) == 3 else None
+    train, test = (data.load(name, split, data_dir, size) for split in ("train", "test"))
+    experiment.evaluate_run(
+        family, cfg, state, train, test, run, seed=seed, num_samples=num_samples, extractor=extractor
+    )
 
 
 def show_report(run: Run) -> None:

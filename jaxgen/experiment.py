@@ -24,7 +24,7 @@ import jax
 
 import jaxgen
 from jaxgen import data, runs, shard
-from jaxgen.evaluation import likelihood, report, result
+from jaxgen.evaluation import likelihood, report, result, samples
 
 Evaluate = Callable[..., dict[str, report.Metric]]
 """(key, state, test, cfg, folder) -> metrics on the held-out data; may leave pictures in the folder."""
@@ -62,6 +62,10 @@ class Options:
     """Steps between pictures of samples; 0 for none."""
     save_every: int = 1000
     """Steps between checkpoints; 0 for one at the end."""
+    num_samples: int = 10_000
+    """Samples measured against the test split, if it has as many; 0 for none."""
+    extractor: str | None = None
+    """Features those of pictures are measured by; by default the best for the data that needs nothing."""
     logger: Literal["none", "tensorboard", "wandb"] = "none"
     """Where log lines go besides metrics.jsonl; needs the extra `logs`."""
 
@@ -76,7 +80,7 @@ class System:
     """Authors and year, for the result."""
     options: Options = Options()
     evaluate: Evaluate | None = None
-    """By default every likelihood the family has."""
+    """By default every likelihood the family has. Samples are measured besides."""
     published: Mapping[tuple[str, str], tuple[float, str]] = dataclasses.field(default_factory=dict)
     """(data, metric) -> the published figure and where it stands."""
 
@@ -156,7 +160,18 @@ def run(family: Any, cfg: Any, options: Options, evaluate: Evaluate | None = Non
         save_every=options.save_every,
         on_log=_on_log(options, run_dir, runs.describe(family, cfg)) if jax.process_index() == 0 else None,
     )
-    evaluate_run(family, cfg, state, test, run_dir, options.seed, evaluate)
+    evaluate_run(
+        family,
+        cfg,
+        state,
+        train,
+        test,
+        run_dir,
+        seed=options.seed,
+        num_samples=options.num_samples,
+        extractor=options.extractor,
+        evaluate=evaluate,
+    )
     return state
 
 
@@ -164,19 +179,28 @@ def evaluate_run(
     family: Any,
     cfg: Any,
     state: Any,
+    train: Any,
     test: Any,
     run_dir: Path,
+    *,
     seed: int = 0,
+    num_samples: int = 10_000,
+    extractor: str | None = None,
     evaluate: Evaluate | None = None,
 ) -> dict[str, report.Metric]:
     """Evaluate on held-out data; writes report.json and report.html, prints the numbers."""
     run_dir = runs.resolve(run_dir)
     key = jax.random.fold_in(jax.random.key(seed), 1)
+    samples_key = jax.random.fold_in(jax.random.key(seed), 2)
     since = time.perf_counter()
     if evaluate is None:
         metrics = likelihood.evaluate(key, family, state, test, cfg)
     else:
         metrics = evaluate(key, state, test, cfg, run_dir)
+    if num_samples:
+        metrics |= samples.evaluate(
+            samples_key, family, state, train, test, cfg, num_samples, extractor, run_dir
+        )
     if jax.process_index() == 0:
         facts = {"test_split": test.split, "evaluation_minutes": round((time.perf_counter() - since) / 60, 2)}
         page = report.write(run_dir, metrics, num_params=num_params(state), **facts)

@@ -53,7 +53,7 @@ def finished(tmp_path_factory):
 def test_a_script_leaves_a_whole_run_directory(finished):
     folder, result = finished
     names = {path.name for path in (folder / "run").iterdir()}
-    pictures = {"reconstructions.png", "manifold.png", "codes.png", "curves.png"}
+    pictures = {"reconstructions.png", "manifold.png", "codes.png", "curves.png", "neighbours.png"}
     assert (
         names
         == {"config.json", "metrics.jsonl", "samples", "checkpoints", "report.json", "report.html"} | pictures
@@ -64,7 +64,7 @@ def test_a_script_leaves_a_whole_run_directory(finished):
     assert report["metrics"]["nll_iwae_1000"]["n"] == len(data.load("digits", "test"))
     assert report["metrics"]["nll_iwae_1000"]["value"] < report["metrics"]["negative_elbo"]["value"]
     page = (folder / "run" / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 6
     assert "http" not in page
 
 

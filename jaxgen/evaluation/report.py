@@ -79,12 +79,13 @@ def write_page(run_dir: str | Path) -> Path:
 def lines(metrics: Mapping[str, Metric]) -> list[str]:
     """The metrics as aligned lines of text."""
     width = max((len(name) for name in metrics), default=0)
-    return [
-        f"{name:<{width}}  {m['value']:.4g} {m['unit']} (n = {m['n']})"
-        + (f", floor {m['floor']:.4g}" if m["floor"] is not None else "")
-        + (f", published {m['published']:.4g}" if m["published"] is not None else "")
-        for name, m in metrics.items()
-    ]
+    return [f"{name:<{width}}  {_reading(metric)}" for name, metric in metrics.items()]
+
+
+def _reading(metric: Metric) -> str:
+    text = f"{metric['value']:.4g} {metric['unit']}".rstrip() + f" (n = {metric['n']})"
+    text += f", floor {metric['floor']:.4g}" if metric["floor"] is not None else ""
+    return text + (f", published {metric['published']:.4g}" if metric["published"] is not None else "")
 
 
 def _metric_table(metrics: Mapping[str, Metric]) -> str:
@@ -116,8 +117,14 @@ def _figure(path: Path, run_dir: Path) -> str:
     encoded = base64.b64encode(path.read_bytes()).decode()
     name = html.escape(str(path.relative_to(run_dir).with_suffix("")))
     image = f'<img alt="{name}" src="data:image/png;base64,{encoded}">'
-    return f"<figure>{image}<figcaption>{name}</figcaption></figure>"
+    caption = CAPTIONS.get(path.stem, name)
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
+
+CAPTIONS = {
+    "neighbours": "neighbours: samples, each over the training example nearest to it in features",
+    "reconstructions": "reconstructions: test examples, each over its reconstruction",
+}
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -125,7 +132,7 @@ PAGE = """<!doctype html>
 body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; }}
 table {{ border-collapse: collapse; margin: 1rem 0; }}
 th, td {{ border-bottom: 1px solid #ddd; padding: .25rem .75rem; text-align: left; vertical-align: top; }}
-td {{ overflow-wrap: anywhere; }}
+td {{ overflow-wrap: break-word; }}
 figure {{ margin: 1.5rem 0; }}
 img {{ max-width: 100%; }}
 figcaption {{ color: #666; }}

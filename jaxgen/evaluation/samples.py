@@ -1,0 +1,136 @@
+"""How near a model's samples come to held-out data: every distance of `evaluation`, with its floor.
+
+Each number stands beside the same number for as many real training examples in place of samples, its floor:
+what a perfect model would get. Pictures go through a feature extractor, whose name is part of the metric's;
+points are compared as they are, and where the data have known modes these are counted.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from jaxgen import plot
+from jaxgen.data import points
+from jaxgen.evaluation import features, frechet, kid, memorisation, modes, prdc, report, scores
+from jaxgen.evaluation.features import small_cnn
+from jaxgen.types import observed
+
+NUM_SHOWN = 24
+"""Samples shown with their neighbours."""
+
+MODES = {"ring": (points.ring_centers, points.RING_STD), "grid": (points.grid_centers, points.GRID_STD)}
+
+
+def evaluate(
+    key: Array,
+    family: Any,
+    state: Any,
+    train: Any,
+    test: Any,
+    cfg: Any,
+    num_samples: int = 10_000,
+    extractor: str | None = None,
+    folder: Path | None = None,
+) -> dict[str, report.Metric]:
+    """Distances between samples of a model and the test split, as many of each as there are at most.
+
+    Args:
+        num_samples: most samples to draw; the test split and the training split may hold fewer.
+        extractor: features of pictures, by name (`features.load`); by default the small network trained on
+            this data set if there is one, else random convolutions.
+        folder: where to leave neighbours.png, samples over the training examples nearest to them.
+
+    Raises:
+        ValueError: samples that are not finite, or pictures the extractor cannot take.
+    """
+    draw_key, rows_key, subsets_key = jax.random.split(key, 3)
+    n = min(num_samples, len(test), len(train))
+    fake = draw(draw_key, family, state, n, cfg)
+    real, control = (
+        np.asarray(observed(dataset[_rows(jax.random.fold_in(rows_key, index), len(dataset), n)]))
+        for index, dataset in enumerate((test, train))
+    )
+    if fake.ndim != 4:
+        found = _compare(*(x.reshape(n, -1) for x in (real, control, fake)), key=subsets_key)
+        if test.name in MODES:
+            found |= _modes(test.name, fake, control)
+        return _metrics(found, n, "")
+    loaded = features.load(extractor or default_extractor(train), train)
+    fake = np.clip(fake, -1, 1)
+    sets = [features.of(loaded, x) for x in (real, control, fake)]
+    found = _compare(*sets, key=subsets_key)
+    if loaded.classify is not None:
+        score = [scores.classifier_score(features.probabilities(loaded, x))[0] for x in (fake, control)]
+        found["classifier_score"] = score[0], score[1], ""
+    if folder is not None:
+        save_neighbours(folder / "neighbours.png", fake[:NUM_SHOWN], sets[2][:NUM_SHOWN], train, loaded)
+    return _metrics(found, n, f" ({loaded.name})")
+
+
+def default_extractor(dataset: Any) -> str:
+    """The best extractor of a set of pictures that needs nothing: "small-cnn" or "random-conv"."""
+    size = small_cnn.SIZES.get(dataset.name)
+    return "small-cnn" if dataset.shape == (size, size, 1) else "random-conv"
+
+
+def draw(key: Array, family: Any, state: Any, n: int, cfg: Any, batch_size: int = 500) -> np.ndarray:
+    """n samples, a batch at a time, (n, *shape)."""
+    batch_size = min(batch_size, n)
+    compiled = jax.jit(functools.partial(_sample, family, batch_size, cfg))
+    keys = (jax.random.fold_in(key, index) for index in range(-(-n // batch_size)))
+    return np.concatenate([np.asarray(compiled(key, state), np.float32) for key in keys])[:n]
+
+
+def save_neighbours(
+    path: Path, samples: np.ndarray, sample_features: np.ndarray, train: Any, extractor: features.Extractor
+) -> None:
+    """Samples (N, H, W, C), each over the training example whose features are nearest to its own (N, d)."""
+    nearest, _ = memorisation.nearest_training(sample_features, features.of(extractor, train))
+    plot.save_pairs(path, samples, train[nearest]["image"])
+
+
+def _sample(family, n, cfg, key, state):
+    return family.sample(key, state, n, cfg)
+
+
+def _rows(key: Array, available: int, n: int) -> np.ndarray:
+    return np.sort(np.asarray(jax.random.permutation(key, available)[:n]))
+
+
+def _compare(real, control, fake, *, key):
+    """{metric: (value, floor, unit)}."""
+    samples, floor = (
+        {
+            "frechet": _frechet(real, other),
+            "kernel": kid.kernel_distance(real, other, key=key)[0],
+            **prdc.prdc(real, other),
+        }
+        for other in (fake, control)
+    )
+    found = {name: (samples[name], floor[name], "") for name in samples}
+    nearer = memorisation.closer_to_training(fake, control, real)
+    found["nearer_to_training"] = nearer["fraction"], nearer["expected"], "of samples"
+    return found
+
+
+def _frechet(first, second):
+    first, second = frechet.Moments().update(first), frechet.Moments().update(second)
+    return frechet.frechet_distance(first.mean, first.covariance, second.mean, second.covariance)
+
+
+def _modes(name, fake, control):
+    centers, std = MODES[name]
+    found, floor = (modes.mode_statistics(x, centers(), std) for x in (fake, control))
+    units = {"modes": f"of {len(centers())}", "high_quality": "of samples", "reverse_kl": "nats"}
+    return {metric: (found[metric], floor[metric], unit) for metric, unit in units.items()}
+
+
+def _metrics(found, n, suffix):
+    return {
+        f"{name}{suffix}": report.metric(value, unit, n, floor)
+        for name, (value, floor, unit) in found.items()
+    }

@@ -1,0 +1,26 @@
+"""Presets run whole, on the data that need no download: does each reach what it is known to reach?"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+
+KNOWN = [
+    ("autoencoder.py", "vae", "nll_iwae_1000", 22.5),
+]
+"""Script, system, metric, and what it must stay below on digits."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "system", "metric", "bound"), KNOWN)
+def test_preset_reaches_its_figure(script, system, metric, bound, tmp_path):
+    command = [sys.executable, EXPERIMENTS / script, system, "--run-dir", tmp_path, "--sample-every", "0"]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    found = json.loads((tmp_path / "report.json").read_text())["metrics"][metric]
+    assert found["n"] == 359
+    assert found["value"] < bound
