@@ -37,8 +37,8 @@ class Family(Protocol):
 
 
 def observed(batch: Batch) -> Array:
-    """The data of a batch for models of one variable: its "image" if it has one, else its "x"."""
-    return batch["image"] if "image" in batch else batch["x"]
+    """The data of a batch for models of one variable: its "image", else its "x", else its "tokens"."""
+    return next(batch[name] for name in ("image", "x", "tokens") if name in batch)
 
 
 def families() -> dict[str, ModuleType]:

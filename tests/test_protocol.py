@@ -16,14 +16,18 @@ import numpy as np
 import pytest
 
 import jaxgen
-from jaxgen import data, experiment, runs, shard
+from jaxgen import data, experiment, runs, shard, types
 
 FAMILIES = jaxgen.families()
 
-SMALL = {"jaxgen.autoencoder.vae": {"hidden": (32,), "num_latents": 4}}
+SMALL = {
+    "jaxgen.autoencoder.vae": {"hidden": (32,), "num_latents": 4},
+    "jaxgen.classical.gmm": {"num_components": 2, "covariance": "diagonal"},
+    "jaxgen.classical.hmm": {"num_states": 2},
+}
 """Config values that make a family quick; one not named here is tested with its defaults."""
 
-DATA: dict[str, str] = {}
+DATA = {"jaxgen.classical.hmm": "weather"}
 """Data sets of the families that cannot take the default, digits."""
 
 HEAVY = ("orbax", "tensorflow_datasets", "grain", "matplotlib", "tyro", "sklearn", "scipy", "PIL")
@@ -184,7 +188,7 @@ def test_samples_look_like_the_data(case):
 
 
 def test_densities_have_one_number_an_example(case):
-    x = case.batch["image"] if "image" in case.batch else case.batch["x"]
+    x = types.observed(case.batch)
     key, checked = jax.random.key(1), 0
     if hasattr(case.family, "log_prob"):
         value = case.family.log_prob(case.state, x, case.cfg)

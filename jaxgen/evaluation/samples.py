@@ -2,7 +2,8 @@
 
 Each number stands beside the same number for as many real training examples in place of samples, its floor:
 what a perfect model would get. Pictures go through a feature extractor, whose name is part of the metric's;
-points are compared as they are, and where the data have known modes these are counted.
+points are compared as they are, and where the data have known modes these are counted. Sequences of symbols
+have no such distances.
 """
 
 import functools
@@ -36,7 +37,7 @@ def evaluate(
     extractor: str | None = None,
     folder: Path | None = None,
 ) -> dict[str, report.Metric]:
-    """Distances between samples of a model and the test split, as many of each as there are at most.
+    """Distances between samples of a model and the test split, as many of each as there are at most; by name.
 
     Args:
         num_samples: most samples to draw; the test split and the training split may hold fewer.
@@ -47,6 +48,8 @@ def evaluate(
     Raises:
         ValueError: samples that are not finite, or pictures the extractor cannot take.
     """
+    if np.issubdtype(np.asarray(observed(test[:1])).dtype, np.integer):
+        return {}
     draw_key, rows_key, subsets_key = jax.random.split(key, 3)
     n = min(num_samples, len(test), len(train))
     fake = draw(draw_key, family, state, n, cfg)
