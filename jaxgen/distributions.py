@@ -5,6 +5,7 @@ All of them work in float32 whatever the compute dtype, and sum over every axis 
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -41,10 +42,205 @@ def normal_log_prob(x: Array, mean: Array | float = 0.0, log_variance: Array | f
     return -0.5 * sum_per_example(squares + log_variance + math.log(2 * math.pi))
 
 
-def kl_normal(mean: Array, log_variance: Array) -> Array:
-    """KL(N(mean, exp(log_variance)) || N(0, I)) with independent coordinates, (B,).
+def kl_normal(
+    mean: Array,
+    log_variance: Array,
+    other_mean: Array | float = 0.0,
+    other_log_variance: Array | float = 0.0,
+) -> Array:
+    """KL(N(mean, exp(log_variance)) || the other normal, by default N(0, I)), independent coordinates, (B,).
 
     Kingma & Welling 2014, appendix B.
     """
     mean, log_variance = jnp.float32(mean), jnp.float32(log_variance)
-    return 0.5 * sum_per_example(mean**2 + jnp.exp(log_variance) - 1.0 - log_variance)
+    difference, log_ratio = mean - other_mean, log_variance - other_log_variance
+    scaled = difference**2 * jnp.exp(-jnp.float32(other_log_variance))
+    return 0.5 * sum_per_example(scaled + jnp.exp(log_ratio) - 1.0 - log_ratio)
+
+
+def lognormal_log_prob(z: Array, mean: Array | float = 0.0, log_variance: Array | float = 0.0) -> Array:
+    """log p(z) where log z ~ N(mean, exp(log_variance)) with independent coordinates, z > 0, (B,)."""
+    log_z = jnp.log(jnp.float32(z))
+    return normal_log_prob(log_z, mean, log_variance) - sum_per_example(log_z)
+
+
+def kl_lognormal(
+    mean: Array,
+    log_variance: Array,
+    other_mean: Array | float = 0.0,
+    other_log_variance: Array | float = 0.0,
+) -> Array:
+    """KL between log-normals, of mean and log-variance of log z, (B,).
+
+    A KL does not change under a map that both sides share: this is `kl_normal` of the logarithms.
+    """
+    return kl_normal(mean, log_variance, other_mean, other_log_variance)
+
+
+def kl_categorical(logits: Array) -> Array:
+    """KL(softmax(logits) || uniform) over the last axis, summed over the variables, (B, ..., K) -> (B,)."""
+    log_probability = jax.nn.log_softmax(jnp.float32(logits))
+    return sum_per_example(jnp.exp(log_probability) * (log_probability + math.log(logits.shape[-1])))
+
+
+def geometric_js_normal(
+    mean: Array,
+    log_variance: Array,
+    other_mean: Array | float = 0.0,
+    other_log_variance: Array | float = 0.0,
+    alpha: float = 0.5,
+    dual: bool = False,
+) -> Array:
+    """Skew-geometric Jensen-Shannon divergence of q = N(mean, ...) and p, by default N(0, I), (B,).
+
+    With the normal G ~ q^alpha p^(1 - alpha) between them,
+
+        (1 - alpha) KL(q || G) + alpha KL(p || G),     dual: (1 - alpha) KL(G || q) + alpha KL(G || p),
+
+    Deasy, Simidjievski & Lio 2020. alpha = 0 is KL(q || p) and alpha = 1 is KL(p || q), those of the dual the
+    other way round. Unlike the Jensen-Shannon divergence it is not bounded by log 2.
+    """
+    q = jnp.float32(mean), jnp.float32(log_variance)
+    p = tuple(jnp.broadcast_to(jnp.float32(a), q[0].shape) for a in (other_mean, other_log_variance))
+    precisions = alpha * jnp.exp(-q[1]), (1 - alpha) * jnp.exp(-p[1])
+    total = precisions[0] + precisions[1]
+    between = (precisions[0] * q[0] + precisions[1] * p[0]) / total, -jnp.log(total)
+    if dual:
+        return (1 - alpha) * kl_normal(*between, *q) + alpha * kl_normal(*between, *p)
+    return (1 - alpha) * kl_normal(*q, *between) + alpha * kl_normal(*p, *between)
+
+
+def monte_carlo_kl(
+    key: Array,
+    draw: Callable[[Array], Array],
+    log_q: Callable[[Array], Array],
+    log_p: Callable[[Array], Array],
+    num_samples: int = 1,
+) -> Array:
+    """KL(q || p) of any pair of densities: the mean of log q(z) - log p(z) over draws of q, unbiased, (B,).
+
+    Args:
+        draw: key -> z (B, ...), from q; the estimate is differentiable if the draw is.
+        log_q, log_p: z -> (B,).
+    """
+
+    def add(total, key):
+        z = draw(key)
+        return total + log_q(z) - log_p(z), None
+
+    shape = jax.eval_shape(lambda key: log_q(draw(key)), key).shape
+    total, _ = jax.lax.scan(add, jnp.zeros(shape), jax.random.split(key, num_samples))
+    return total / num_samples
+
+
+def gumbel_softmax(key: Array, logits: Array, temperature: Array | float, hard: bool = False) -> Array:
+    """A relaxed one-hot draw of the categorical softmax(logits), (..., K) -> (..., K).
+
+    softmax((logits + g) / temperature) with Gumbel noise g (Jang, Gu & Poole 2017; Maddison, Mnih & Teh
+    2017). Its largest entry is an exact draw at any temperature. `hard` returns that draw itself, with the
+    gradient of the relaxed one (straight-through).
+    """
+    logits = jnp.float32(logits)
+    soft = jax.nn.softmax((logits + jax.random.gumbel(key, logits.shape)) / temperature)
+    if not hard:
+        return soft
+    return jax.nn.one_hot(soft.argmax(-1), soft.shape[-1]) + (soft - jax.lax.stop_gradient(soft))
+
+
+HALF_LEVEL = 1 / 255
+"""Half the distance of neighbouring 8-bit levels on [-1, 1]."""
+
+
+def discretized_logistic_mixture_log_prob(x: Array, parameters: Array) -> Array:
+    """log P(x) of 8-bit pixels under a mixture of logistics integrated over each level, (B,).
+
+    The 256 values of a pixel exhaust its probability: -1 and 1 take the tails. In colour the mixture
+    component is shared by a pixel's channels, and the means of green and blue are linear in the channels
+    before them (Salimans et al. 2017).
+
+    Args:
+        x: (B, ..., C) levels on [-1, 1], 2 / 255 apart, with one or three channels.
+        parameters: (B, ..., 3 K) for one channel, (B, ..., 10 K) for three: K logits of the components, C K
+            means, C K log-scales (never below -7), and in colour 3 K coefficients, squashed by tanh.
+    """
+    logits, means, log_scales, coefficients = _mixture(parameters, x.shape[-1])
+    x = jnp.float32(x)[..., None]
+    if coefficients is not None:
+        red, green = x[..., 0, :], x[..., 1, :]
+        shifts = [jnp.zeros_like(red), *_colour_shifts(coefficients, red, green)]
+        means = means + jnp.stack(jnp.broadcast_arrays(*shifts), -2)
+    inverse = jnp.exp(-log_scales)
+    upper, lower = (x + HALF_LEVEL - means) * inverse, (x - HALF_LEVEL - means) * inverse
+    # log(F(upper) - F(lower)) without cancellation; a width too small for float32 stays a logarithm.
+    log_width = math.log(2 * HALF_LEVEL) - log_scales
+    wide = log_width > -40.0
+    width = jnp.exp(jnp.where(wide, log_width, 0.0))
+    log_share = jnp.where(wide, jnp.log(-jnp.expm1(-width)), log_width)
+    inside = jax.nn.log_sigmoid(upper) + jax.nn.log_sigmoid(-lower) + log_share
+    tails = jnp.where(x > 0.999, jax.nn.log_sigmoid(-lower), inside)
+    log_prob = jnp.where(x < -0.999, jax.nn.log_sigmoid(upper), tails).sum(-2)
+    return sum_per_example(jax.nn.logsumexp(jax.nn.log_softmax(logits) + log_prob, -1))
+
+
+def discretized_logistic_mixture_mean(parameters: Array, num_channels: int) -> Array:
+    """The mean of the mixture to within half a level, (..., num_channels) on [-1, 1].
+
+    That of the logistics with their tails moved to -1 and 1. In colour the channels after the first follow
+    the means of those before, which is exact but for what the tails bend.
+    """
+    logits, means, log_scales, coefficients = _mixture(parameters, num_channels)
+    scales = jnp.exp(log_scales)
+
+    def clipped_mean(channel, shift=0.0):
+        mean, scale = means[..., channel, :] + shift, scales[..., channel, :]
+        rise = jax.nn.softplus((mean + 1) / scale) - jax.nn.softplus((mean - 1) / scale)
+        return jnp.clip(scale * rise - 1, -1.0, 1.0)
+
+    channels = [clipped_mean(0)]
+    if coefficients is not None:
+        red = channels[0]
+        green = clipped_mean(1, _colour_shifts(coefficients, red, red)[0])
+        channels += [green, clipped_mean(2, _colour_shifts(coefficients, red, green)[1])]
+    return (jax.nn.softmax(logits)[..., None, :] * jnp.stack(channels, -2)).sum(-1)
+
+
+def discretized_logistic_mixture_sample(key: Array, parameters: Array, num_channels: int) -> Array:
+    """A draw of `discretized_logistic_mixture_log_prob`, (..., num_channels), on the 256 levels."""
+    component_key, noise_key = jax.random.split(key)
+    logits, *others = _mixture(parameters, num_channels)
+    component = jax.random.categorical(component_key, logits)[..., None, None]
+    means, log_scales, coefficients = (
+        None if a is None else jnp.take_along_axis(a, component, -1)[..., 0] for a in others
+    )
+    noise = jax.random.logistic(noise_key, means.shape) * jnp.exp(log_scales)
+
+    def level(channel, shift=0.0):
+        x = jnp.clip(means[..., channel] + shift + noise[..., channel], -1.0, 1.0)
+        return jnp.round((x + 1) * 127.5) / 127.5 - 1
+
+    channels = [level(0)]
+    if coefficients is not None:
+        red = channels[0]
+        green = level(1, coefficients[..., 0] * red)
+        channels += [green, level(2, coefficients[..., 1] * red + coefficients[..., 2] * green)]
+    return jnp.stack(channels, -1)
+
+
+def _mixture(parameters: Array, num_channels: int) -> tuple[Array, Array, Array, Array | None]:
+    """Logits (..., K); means and log-scales (..., C, K); coefficients (..., 3, K), or None without colour."""
+    if num_channels not in (1, 3):
+        raise ValueError(f"a mixture of logistics is over 1 or 3 channels, not {num_channels}")
+    groups = {1: 3, 3: 10}[num_channels]
+    num_components = parameters.shape[-1] // groups
+    if num_components * groups != parameters.shape[-1] or not num_components:
+        raise ValueError(f"{num_channels} channels take {groups} K parameters, not {parameters.shape[-1]}")
+    split = jnp.float32(parameters).reshape(*parameters.shape[:-1], groups, num_components)
+    means, log_scales = split[..., 1 : 1 + num_channels, :], split[..., 1 + num_channels :, :]
+    coefficients = jnp.tanh(log_scales[..., num_channels:, :]) if num_channels == 3 else None
+    return split[..., 0, :], means, jnp.maximum(log_scales[..., :num_channels, :], -7.0), coefficients
+
+
+def _colour_shifts(coefficients: Array, red: Array, green: Array) -> tuple[Array, Array]:
+    """What red, and red and green, add to the means of green and of blue."""
+    first, second, third = (coefficients[..., i, :] for i in range(3))
+    return first * red, second * red + third * green

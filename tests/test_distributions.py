@@ -49,6 +49,250 @@ def test_kl_agrees_with_monte_carlo_and_quadrature():
     assert closed == pytest.approx(quadrature, rel=1e-5)
 
 
+Q, P = (0.7, -1.0), (-0.3, 0.6)
+"""Mean and log-variance of two normals that lie apart."""
+
+
+def normal(mean, log_variance):
+    return scipy.stats.norm(mean, np.exp(log_variance / 2))
+
+
+def lognormal(mean, log_variance):
+    return scipy.stats.lognorm(np.exp(log_variance / 2), scale=np.exp(mean))
+
+
+@pytest.mark.parametrize(
+    ("closed", "family", "grid"),
+    [
+        (distributions.kl_normal, normal, np.linspace(-15, 15, 100_001)),
+        (distributions.kl_lognormal, lognormal, np.geomspace(1e-6, 1e5, 200_001)),
+    ],
+)
+def test_kl_of_a_pair_agrees_with_monte_carlo_and_quadrature(closed, family, grid):
+    value = float(closed(*jnp.array([Q, P]).ravel()[:, None, None])[0])
+    q, p = family(*Q), family(*P)
+    quadrature = np.trapezoid(q.pdf(grid) * (q.logpdf(grid) - p.logpdf(grid)), grid)
+    assert value == pytest.approx(quadrature, rel=1e-4)
+    z = q.rvs(100_000, random_state=0)
+    ratio = q.logpdf(z) - p.logpdf(z)
+    assert abs(ratio.mean() - value) < 4 * ratio.std() / np.sqrt(len(ratio))
+
+
+def test_lognormal_agrees_with_scipy():
+    z = np.array([[0.1, 3.0], [1.0, 20.0]])
+    expected = lognormal(*Q).logpdf(z).sum(1)
+    np.testing.assert_allclose(distributions.lognormal_log_prob(z, *Q), expected, rtol=1e-5)
+
+
+def test_categorical_kl_is_the_enumerated_one_between_nothing_and_log_k():
+    logits = np.random.default_rng(0).normal(size=(3, 4, 5)) * 2
+    probability = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = (probability * np.log(5 * probability)).sum((1, 2))
+    np.testing.assert_allclose(distributions.kl_categorical(logits), expected, rtol=1e-5)
+    extremes = jnp.array([[[7.0, 7.0, 7.0]], [[0.0, 500.0, -500.0]]])
+    np.testing.assert_allclose(distributions.kl_categorical(extremes), [0, np.log(3)], atol=1e-6)
+
+
+@pytest.mark.parametrize("dual", [False, True])
+@pytest.mark.parametrize("alpha", [0.2, 0.5])
+def test_geometric_js_agrees_with_monte_carlo_and_quadrature(alpha, dual):
+    """The density between the two is normalised on a grid here, not by its formula."""
+    value = float(
+        distributions.geometric_js_normal(*jnp.array([Q, P]).ravel()[:, None, None], alpha, dual)[0]
+    )
+    grid = np.linspace(-15, 15, 100_001)
+    log_between = lambda z: alpha * normal(*Q).logpdf(z) + (1 - alpha) * normal(*P).logpdf(z)
+    log_mass = np.log(np.trapezoid(np.exp(log_between(grid)), grid))
+    between = log_between(grid) - log_mass
+
+    def kl(first, second):
+        return np.trapezoid(np.exp(first) * (first - second), grid)
+
+    logs = normal(*Q).logpdf(grid), normal(*P).logpdf(grid)
+    terms = [kl(between, log) if dual else kl(log, between) for log in logs]
+    assert value == pytest.approx((1 - alpha) * terms[0] + alpha * terms[1], rel=1e-4)
+    if not dual:
+        draws = [normal(*pair).rvs(50_000, random_state=1) for pair in (Q, P)]
+        ratios = [
+            weight * (normal(*pair).logpdf(z) - log_between(z) + log_mass)
+            for weight, pair, z in zip((1 - alpha, alpha), (Q, P), draws, strict=True)
+        ]
+        error = np.sqrt(sum(ratio.var() / len(ratio) for ratio in ratios))
+        assert abs(sum(ratio.mean() for ratio in ratios) - value) < 4 * error
+
+
+def test_geometric_js_runs_from_one_kl_to_the_other():
+    q, p = ((jnp.full((1, 3), mean), jnp.full((1, 3), log_variance)) for mean, log_variance in (Q, P))
+    forward, backward = distributions.kl_normal(*q, *p), distributions.kl_normal(*p, *q)
+    js = distributions.geometric_js_normal
+    np.testing.assert_allclose([js(*q, *p, 0.0), js(*q, *p, 1.0)], [forward, backward], rtol=1e-5)
+    np.testing.assert_allclose([js(*q, *p, 0.0, True), js(*q, *p, 1.0, True)], [backward, forward], rtol=1e-5)
+    np.testing.assert_allclose(js(*q, *p), js(*p, *q), rtol=1e-5)
+    np.testing.assert_allclose(js(*q, *q, 0.3), 0, atol=1e-6)
+    assert abs(forward - backward)[0] > 0.5
+    np.testing.assert_allclose(js(*q), js(*q, 0.0, 0.0), rtol=1e-6)
+
+
+def test_monte_carlo_kl_serves_pairs_without_a_formula():
+    """A normal against a Laplace, by quadrature; each of 4000 rows is one estimate from 16 draws."""
+    q = jnp.full((4000, 1), Q[0]), jnp.full((4000, 1), Q[1])
+    estimates = distributions.monte_carlo_kl(
+        jax.random.key(0),
+        lambda key: q[0] + jnp.exp(0.5 * q[1]) * jax.random.normal(key, q[0].shape),
+        lambda z: distributions.normal_log_prob(z, *q),
+        lambda z: jax.scipy.stats.laplace.logpdf(z)[:, 0],
+        num_samples=16,
+    )
+    grid = np.linspace(-15, 15, 100_001)
+    log_ratio = normal(*Q).logpdf(grid) - scipy.stats.laplace.logpdf(grid)
+    exact = np.trapezoid(normal(*Q).pdf(grid) * log_ratio, grid)
+    assert abs(estimates.mean() - exact) < 4 * estimates.std() / np.sqrt(len(estimates))
+    assert estimates.std() < 0.5 * log_ratio.std()
+
+
+def test_gumbel_softmax_draws_the_categorical_at_any_temperature():
+    logits = jnp.broadcast_to(jnp.log(jnp.array([0.1, 0.6, 0.3])), (40_000, 3))
+    for temperature in (0.05, 1.0, 10.0):
+        soft = distributions.gumbel_softmax(jax.random.key(0), logits, temperature)
+        np.testing.assert_allclose(soft.sum(-1), 1, rtol=1e-5)
+        np.testing.assert_allclose(jax.nn.one_hot(soft.argmax(-1), 3).mean(0), [0.1, 0.6, 0.3], atol=0.01)
+    cold = distributions.gumbel_softmax(jax.random.key(0), logits, 1e-3)
+    assert (cold.max(-1) > 0.999).mean() > 0.99
+
+
+def test_gumbel_softmax_of_two_is_a_tempered_logistic():
+    temperature = 0.7
+    logits = jnp.broadcast_to(jnp.array([0.4, -0.3]), (5000, 2))
+    soft = np.asarray(distributions.gumbel_softmax(jax.random.key(1), logits, temperature), np.float64)
+    log_odds = np.log(soft[:, 0]) - np.log(soft[:, 1])
+    expected = scipy.stats.logistic(0.7 / temperature, 1 / temperature)
+    assert scipy.stats.kstest(log_odds, expected.cdf).pvalue > 0.01
+
+
+def test_hard_gumbel_softmax_is_one_hot_with_the_gradient_of_the_soft_one():
+    logits, weights = jnp.array([[0.3, -0.2, 1.0]]), jnp.array([0.5, 2.0, -1.0])
+    hard = distributions.gumbel_softmax(jax.random.key(2), logits, 0.5, hard=True)
+    assert sorted(np.asarray(hard[0])) == [0, 0, 1]
+    gradients = [
+        jax.grad(
+            lambda a, hard=hard: distributions.gumbel_softmax(jax.random.key(2), a, 0.5, hard)[0] @ weights
+        )(logits)
+        for hard in (False, True)
+    ]
+    np.testing.assert_allclose(*gradients, rtol=1e-6)
+    assert (gradients[0] != 0).all()
+
+
+LEVELS = np.arange(256) / 127.5 - 1
+
+
+def mixture_parameters(shape, num_components, num_channels, scale=1.0):
+    groups = 3 if num_channels == 1 else 10
+    parameters = np.random.default_rng(0).normal(size=(*shape, groups, num_components))
+    parameters[..., 1 + num_channels : 1 + 2 * num_channels, :] -= 2.0
+    return jnp.asarray(scale * parameters.reshape(*shape, -1), jnp.float32)
+
+
+EXTREMES = [
+    [mean, log_scale] for mean in (-1e4, -1.0, 0.001, 0.9999, 30.0) for log_scale in (-50, -7, -3, 2, 200)
+]
+
+
+def test_discretized_logistics_sum_to_one_over_the_256_levels():
+    single = jnp.array([[0.0, *pair] for pair in EXTREMES], jnp.float32)
+    mixtures = mixture_parameters((10,), 4, 1, scale=2.0)
+    for parameters in (single, mixtures):
+        pairs = jnp.repeat(parameters, 256, 0)
+        x = jnp.tile(jnp.asarray(LEVELS, jnp.float32), len(parameters))[:, None]
+        log_prob = distributions.discretized_logistic_mixture_log_prob(x, pairs).reshape(-1, 256)
+        assert np.isfinite(log_prob).all()
+        np.testing.assert_allclose(jnp.exp(log_prob).sum(1), 1, atol=2e-4)
+
+
+def test_discretized_logistics_have_finite_gradients_at_extremes():
+    parameters = jnp.repeat(jnp.array([[0.0, *pair] for pair in EXTREMES], jnp.float32), 3, 0)
+    x = jnp.tile(jnp.array([-1.0, LEVELS[128], 1.0], jnp.float32), len(EXTREMES))[:, None]
+    total = lambda parameters: distributions.discretized_logistic_mixture_log_prob(x, parameters).sum()
+    assert np.isfinite(jax.grad(total)(parameters)).all()
+
+
+def scipy_mixture(x, parameters):
+    """P(x) of one pixel of three channels, by differences of SciPy's CDF in float64."""
+    logits, *rest = np.asarray(parameters, np.float64).reshape(10, -1)
+    means, log_scales, coefficients = rest[:3], rest[3:6], np.tanh(rest[6:])
+    shifts = [0.0, coefficients[0] * x[0], coefficients[1] * x[0] + coefficients[2] * x[1]]
+    weights = np.exp(logits) / np.exp(logits).sum()
+    for channel in range(3):
+        logistic = scipy.stats.logistic(means[channel] + shifts[channel], np.exp(log_scales[channel]))
+        upper = 1.0 if x[channel] == 1 else logistic.cdf(x[channel] + 1 / 255)
+        lower = 0.0 if x[channel] == -1 else logistic.cdf(x[channel] - 1 / 255)
+        weights = weights * (upper - lower)
+    return weights.sum()
+
+
+def test_colour_mixtures_agree_with_scipy_and_share_the_component():
+    parameters = mixture_parameters((6,), 3, 3)
+    x = np.array([[0, 255, 3], [128, 0, 255], [255, 255, 255], [90, 130, 140], [0, 0, 0], [1, 254, 60]])
+    log_prob = distributions.discretized_logistic_mixture_log_prob(
+        jnp.asarray(LEVELS[x], jnp.float32), parameters
+    )
+    expected = [np.log(scipy_mixture(*pair)) for pair in zip(LEVELS[x], parameters, strict=True)]
+    np.testing.assert_allclose(log_prob, expected, rtol=1e-3)
+    image = distributions.discretized_logistic_mixture_log_prob(
+        jnp.asarray(LEVELS[x], jnp.float32).reshape(2, 3, 1, 3), parameters.reshape(2, 3, 1, -1)
+    )
+    np.testing.assert_allclose(image, log_prob.reshape(2, 3).sum(1), rtol=1e-5)
+
+
+def test_a_mixture_of_equals_is_one_of_them():
+    one = mixture_parameters((8,), 1, 1)
+    x = jnp.asarray(LEVELS[::32, None], jnp.float32)
+    several = jnp.repeat(one, 5, -1)
+    log_prob = distributions.discretized_logistic_mixture_log_prob
+    np.testing.assert_allclose(log_prob(x, several), log_prob(x, one), rtol=1e-5)
+
+
+def test_draws_of_a_mixture_have_its_probabilities_and_its_mean():
+    parameters = mixture_parameters((1,), 3, 1)
+    x = jnp.asarray(LEVELS[:, None], jnp.float32)
+    log_prob = distributions.discretized_logistic_mixture_log_prob(x, jnp.repeat(parameters, 256, 0))
+    probability = np.exp(np.asarray(log_prob, np.float64))
+    draws = distributions.discretized_logistic_mixture_sample(
+        jax.random.key(0), jnp.repeat(parameters, 100_000, 0), 1
+    )
+    index = np.asarray((draws[:, 0] + 1) * 127.5)
+    np.testing.assert_allclose(index, index.round(), atol=1e-3)
+    counts = np.bincount(index.round().astype(int), minlength=256).reshape(32, 8).sum(1)
+    expected = probability.reshape(32, 8).sum(1) / probability.sum() * len(draws)
+    assert scipy.stats.chisquare(counts, expected).pvalue > 1e-3
+    mean = distributions.discretized_logistic_mixture_mean(parameters, 1)[0, 0]
+    assert abs(mean - probability @ LEVELS) < 1 / 255
+
+
+def test_colour_draws_follow_the_channels_before_them():
+    parameters = mixture_parameters((1,), 2, 3, scale=0.5)
+    draws = distributions.discretized_logistic_mixture_sample(
+        jax.random.key(0), jnp.repeat(parameters, 50_000, 0), 3
+    )
+    mean = distributions.discretized_logistic_mixture_mean(parameters, 3)[0]
+    np.testing.assert_allclose(draws.mean(0), mean, atol=0.03)
+    single = jnp.array([0.0, 0.1, -0.2, 0.0, -3.0, -3.0, -3.0, 2.0, 0.0, 0.0])
+    draws = distributions.discretized_logistic_mixture_sample(
+        jax.random.key(1), jnp.broadcast_to(single, (20_000, 10)), 3
+    )
+    slope = np.polyfit(draws[:, 0], draws[:, 1], 1)[0]
+    assert slope == pytest.approx(np.tanh(2.0), abs=0.02)
+    assert abs(np.corrcoef(draws[:, 1], draws[:, 2])[0, 1]) < 0.04
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "words"), [(2, 20, "1 or 3 channels"), (3, 12, "10 K parameters")]
+)
+def test_mixtures_of_other_sizes_are_refused(channels, size, words):
+    with pytest.raises(ValueError, match=words):
+        distributions.discretized_logistic_mixture_log_prob(jnp.zeros((1, channels)), jnp.zeros((1, size)))
+
+
 def test_bfloat16_inputs_are_summed_in_float32():
     logits = jnp.zeros((1, 4096), jnp.bfloat16)
     value = distributions.bernoulli_log_prob(jnp.zeros((1, 4096)), logits)

@@ -1,21 +1,28 @@
 """Variational autoencoder (Kingma & Welling 2014; Rezende, Mohamed & Wierstra 2014).
 
-A latent z ~ N(0, I) is decoded into the parameters of p(x | z); an encoder proposes q(z | x) = N(m(x), diag
-s(x)^2), and both networks climb the evidence lower bound
+A latent z ~ p(z) is decoded into the parameters of p(x | z); an encoder proposes q(z | x), by default N(m(x),
+diag s(x)^2) where the prior is N(0, I), and both networks climb the evidence lower bound
 
     log p(x) >= E_q[log p(x | z)] - beta KL(q(z | x) || p(z)),     z = m(x) + s(x) * eps,   eps ~ N(0, I),
 
 with the KL term in closed form. beta = 1 is the VAE; any other value is the beta-VAE of Higgins et al. 2017,
-whose objective is no bound: `elbo` always reports beta = 1. `iwae` gives the importance-weighted bound of
-Burda et al. 2016,
+and another divergence may stand for the KL (Deasy et al. 2020). Those objectives are no bounds: `elbo` always
+reports beta = 1 and the KL. `iwae` gives the importance-weighted bound of Burda et al. 2016,
 
-    log p(x) >= E[log 1/K sum_k p(x, z_k) / q(z_k | x)],     z_k ~ q(z | x),
+    log p(x) >= E[log 1/K sum_k w_k],     w_k = p(x, z_k) / q(z_k | x),     z_k ~ q(z | x),
 
-which rises with K towards log p(x) and is how the held-out likelihood is estimated.
+which rises with K towards log p(x) and is how the held-out likelihood is estimated. It can be the objective
+too, with the doubly reparameterised gradient of Tucker et al. 2019, in which the encoder learns through z
+alone: sum_k (w_k / sum_j w_j)^2 (d log w_k / d z_k) (d z_k / d encoder).
+
+The latents can also be log-normal, or one-hot variables trained through the Gumbel-Softmax (Jang et al. 2017;
+Maddison et al. 2017), whose bounds are of exact one-hot draws. With `conditional` everything is given the
+label: p(x | z, y), q(z | x, y) (Sohn et al. 2015), and a bound without a label is one on log p(x), all labels
+being equally likely.
 
 Departs from the papers: Adam in place of AdaGrad; the log-variance of q is clipped to [-10, 10]; under the
 Gaussian likelihood 8-bit pixels are dequantised with uniform noise one level wide, so that the density is
-bounded.
+bounded; the temperature falls at every step.
 """
 
 import dataclasses
@@ -29,7 +36,8 @@ import optax
 from jax import Array
 
 from jaxgen import distributions
-from jaxgen.nn import conv
+from jaxgen.autoencoder import likelihoods, networks, posteriors
+from jaxgen.autoencoder.networks import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder
 from jaxgen.types import Batch, Metrics, observed
 
 PIXEL_STEP = 2 / 255
@@ -44,25 +52,51 @@ class Config:
     shape: tuple[int, ...] = (8, 8, 1)
     """Shape of one example."""
     num_latents: int = 16
-    """Dimensions of z."""
+    """Dimensions of z, or its one-hot variables."""
     network: Literal["mlp", "conv"] = "mlp"
-    """Fully connected, or strided convolutions, each of which halves height and width."""
+    """Fully connected, or strided convolutions, each of which halves height and width, rounding down."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the encoder's layers (mlp) or its channels (conv); the decoder mirrors them."""
     activation: Literal["relu", "tanh"] = "relu"
     """Nonlinearity of the hidden layers."""
-    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
-    """p(x | z): bits drawn from the grey values, or real numbers with constant noise."""
-    binarisation: Literal["dynamic", "threshold"] = "dynamic"
-    """Bernoulli only: draw the bits afresh at every presentation, or compare the grey value with one half."""
+    likelihood: Literal["bernoulli", "gaussian", "logistic_mixture"] = "bernoulli"
+    """p(x | z): bits drawn from the grey values, real numbers with noise, or the 256 levels of a pixel."""
+    binarisation: Literal["dynamic", "static", "threshold"] = "dynamic"
+    """Bernoulli only: draw the bits afresh at every presentation, once for each picture, or cut at 1/2."""
+    noise: Literal["fixed", "learned", "predicted"] = "fixed"
+    """Gaussian only: the standard deviation is given, learned for all dimensions, or decoded for each one."""
     noise_std: float = 0.1
-    """Gaussian only: standard deviation of p(x | z), or where it starts if learned."""
-    learn_noise_std: bool = False
-    """Gaussian only: learn one standard deviation shared by all dimensions."""
+    """Gaussian only: standard deviation of p(x | z), or where it starts."""
     dequantize: bool = True
     """Gaussian only: add uniform noise one 8-bit level wide; turn off for continuous data."""
+    num_components: int = 10
+    """Logistic mixture only: logistics a pixel."""
+    posterior: Literal["gaussian", "lognormal", "categorical"] = "gaussian"
+    """q(z | x) and p(z): normal, positive with a normal logarithm, or one-hot with a uniform prior."""
+    num_categories: int = 10
+    """Categorical only: classes of each variable."""
+    temperature: float = 1.0
+    """Categorical only: temperature of the Gumbel-Softmax at the first step."""
+    temperature_decay: float = 3e-5
+    """Categorical only: the temperature falls by exp(-temperature_decay) at every step."""
+    min_temperature: float = 0.5
+    """Categorical only: where the temperature stays."""
+    straight_through: bool = False
+    """Categorical only: decode exact draws, with the gradient of the relaxed ones."""
+    conditional: bool = False
+    """Give the label to both networks."""
+    num_classes: int | None = None
+    """Conditional only: number of labels."""
+    objective: Literal["elbo", "iwae", "dreg"] = "elbo"
+    """Bound to climb: evidence, importance-weighted, or that with the doubly reparameterised gradient."""
+    num_importance_samples: int = 1
+    """Draws of z for each training example, averaged by the elbo and weighted by the others."""
+    divergence: Literal["kl", "sampled_kl", "geometric_js", "dual_geometric_js"] = "kl"
+    """Elbo only: what keeps q near p, the KL, exact or at the draws, or a skew-geometric Jensen-Shannon."""
+    skew: float = 0.5
+    """Geometric Jensen-Shannon only: 0 is KL(q || p) and 1 is KL(p || q), reversed in the dual."""
     beta: float = 1.0
-    """Weight of the KL term."""
+    """Elbo only: weight of the divergence."""
     learning_rate: float = 1e-3
     """Adam's step size."""
     decay_steps: int = 0
@@ -70,67 +104,13 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype of the networks; parameters, likelihoods and the KL stay float32."""
     encoder: nn.Module | None = None
-    """Your own network: (B, *shape), bits as 0 and 1 -> mean and log-variance of q, each (B, num_latents)."""
+    """Your own network: x (B, *shape), bits as 0 and 1, and one-hot labels if conditional -> mean and
+    log-variance of z or log z, each (B, num_latents), or logits (B, num_latents, num_categories)."""
     decoder: nn.Module | None = None
-    """Your own network: (B, num_latents) -> logits or means of p(x | z), (B, *shape)."""
+    """Your own network: z, shaped as above, and one-hot labels if conditional -> logits or means of p(x | z),
+    (B, *shape); means and then log-variances, or a mixture's parameters, in the last axis."""
     optimizer: optax.GradientTransformation | None = None
     """Your own optimizer, in place of Adam."""
-
-
-class DenseEncoder(nn.Module):
-    """(B, *shape) -> mean and log-variance of q(z | x), each (B, num_latents)."""
-
-    cfg: Config
-
-    @nn.compact
-    def __call__(self, x: Array) -> tuple[Array, Array]:
-        x = x.reshape(x.shape[0], -1)
-        for width in self.cfg.hidden:
-            x = _activate(_dense(width, self.cfg)(x), self.cfg)
-        return _split(_dense(2 * self.cfg.num_latents, self.cfg)(x))
-
-
-class DenseDecoder(nn.Module):
-    """(B, num_latents) -> logits or means of p(x | z), (B, *shape)."""
-
-    cfg: Config
-
-    @nn.compact
-    def __call__(self, z: Array) -> Array:
-        for width in reversed(self.cfg.hidden):
-            z = _activate(_dense(width, self.cfg)(z), self.cfg)
-        return _dense(math.prod(self.cfg.shape), self.cfg, name="out")(z).reshape(-1, *self.cfg.shape)
-
-
-class ConvEncoder(nn.Module):
-    """As `DenseEncoder`, with 4x4 convolutions of stride 2."""
-
-    cfg: Config
-
-    @nn.compact
-    def __call__(self, x: Array) -> tuple[Array, Array]:
-        for channels in self.cfg.hidden:
-            x = conv.Conv(channels, (4, 4), (2, 2), padding=((1, 1), (1, 1)), dtype=self.cfg.dtype)(x)
-            x = _activate(x, self.cfg)
-        return _split(_dense(2 * self.cfg.num_latents, self.cfg)(x.reshape(x.shape[0], -1)))
-
-
-class ConvDecoder(nn.Module):
-    """As `DenseDecoder`, with 4x4 transposed convolutions of stride 2."""
-
-    cfg: Config
-
-    @nn.compact
-    def __call__(self, z: Array) -> Array:
-        *widths, last = self.cfg.hidden
-        scale = 2 ** len(self.cfg.hidden)
-        height, width = (size // scale for size in self.cfg.shape[:2])
-        x = _activate(_dense(height * width * last, self.cfg)(z), self.cfg)
-        x = x.reshape(-1, height, width, last)
-        for channels in reversed(widths):
-            x = conv.ConvTranspose(channels, (4, 4), (2, 2), dtype=self.cfg.dtype)(x)
-            x = _activate(x, self.cfg)
-        return conv.ConvTranspose(self.cfg.shape[2], (4, 4), (2, 2), dtype=self.cfg.dtype, name="out")(x)
 
 
 class State(NamedTuple):
@@ -154,76 +134,138 @@ def optimizer(cfg: Config) -> optax.GradientTransformation:
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state; `batch`, if given, sets the output bias to the batch's mean.
 
-    Raises ValueError for a shape the convolutional networks cannot halve as often as they must.
+    Raises ValueError for a shape the networks or the likelihood cannot take, and options that do not go
+    together.
     """
+    _check(cfg)
     encoder_key, decoder_key, step_key = jax.random.split(key, 3)
     encoder, decoder = _networks(cfg)
+    label = _one_hot(jnp.zeros(1, jnp.int32), cfg)
+    z = _prior(1, cfg).expectation()
     params = {
-        "encoder": encoder.init(encoder_key, jnp.zeros((1, *cfg.shape)))["params"],
-        "decoder": decoder.init(decoder_key, jnp.zeros((1, cfg.num_latents)))["params"],
+        "encoder": encoder.init(encoder_key, jnp.zeros((1, *cfg.shape)), *label)["params"],
+        "decoder": decoder.init(decoder_key, z, *label)["params"],
     }
-    if cfg.likelihood == "gaussian" and cfg.learn_noise_std:
+    if cfg.likelihood == "gaussian" and cfg.noise == "learned":
         params["log_noise_std"] = jnp.log(jnp.float32(cfg.noise_std))
     if batch is not None and cfg.decoder is None:
-        params["decoder"]["out"]["bias"] = _mean_bias(observed(batch), params["decoder"]["out"]["bias"], cfg)
+        out = params["decoder"]["out"]
+        out["bias"] = _first_bias(observed(batch), cfg).reshape(out["bias"].shape)
     return State(jnp.zeros((), jnp.int32), step_key, params, optimizer(cfg).init(params))
 
 
-def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Metrics]:
-    """Mean of -E_q[log p(x | z)] + beta KL over the batch, in nats per example, with one draw of z."""
-    log_likelihood, kl = _bound_terms(params, observed(batch), key, cfg)
-    log_likelihood, kl = log_likelihood.mean(), kl.mean()
-    value = cfg.beta * kl - log_likelihood
-    return value, {"loss": value, "elbo": log_likelihood - kl, "reconstruction": -log_likelihood, "kl": kl}
+def loss(params: Any, batch: Batch, key: Array, cfg: Config, step: Array | int = 0) -> tuple[Array, Metrics]:
+    """Mean over the batch of what is minimised, by default -E_q[log p(x | z)] + beta KL, in nats per example.
+
+    `batch["label"]` (B,) is needed if conditional. `step` sets the temperature of categorical latents; as
+    their draws are relaxed, the value beside the loss is then called "relaxed_elbo": it bounds nothing.
+    """
+    data_key, latent_key = jax.random.split(key)
+    x, label = _targets(data_key, observed(batch), cfg), _one_hot(batch.get("label"), cfg)
+    posterior = _posterior(params, x, label, cfg)
+    repeated = jax.tree.map(lambda a: a.repeat(cfg.num_importance_samples, 0), (posterior, x, label))
+    z = _relaxed_draw(latent_key, repeated[0], step, cfg)
+    if cfg.objective != "elbo":
+        return _importance_weighted_loss(params, z, *repeated, cfg)
+    log_likelihood, kl = (
+        _likelihood(params, z, repeated[2], cfg).log_prob(repeated[1]).mean(),
+        posterior.kl().mean(),
+    )
+    value = cfg.beta * _divergence(posterior, repeated[0], z, cfg).mean() - log_likelihood
+    name = "relaxed_elbo" if cfg.posterior == "categorical" and not cfg.straight_through else "elbo"
+    return value, {"loss": value, name: log_likelihood - kl, "reconstruction": -log_likelihood, "kl": kl}
+
+
+def _importance_weighted_loss(params, z, posterior, x, label, cfg):
+    """The negative importance-weighted bound, from num_importance_samples rows for each example."""
+
+    def log_weights(z, posterior):
+        log_likelihood = _likelihood(params, z, label, cfg).log_prob(x)
+        kl = posterior.log_prob(z) - posteriors.prior(posterior).log_prob(z)
+        return (log_likelihood - kl).reshape(-1, cfg.num_importance_samples), log_likelihood, kl
+
+    log_weight, log_likelihood, kl = log_weights(z, posterior)
+    bound = jax.nn.logsumexp(log_weight, 1) - math.log(cfg.num_importance_samples)
+    if cfg.objective == "dreg":
+        # The decoder's gradient has each weight's share once, the encoder's, which comes through z, twice.
+        share = jax.lax.stop_gradient(jax.nn.softmax(log_weight, 1))
+        still = jax.lax.stop_gradient((z, posterior))
+        z = still[0] + share.reshape(-1, 1) * (z - still[0])
+        surrogate = (share * log_weights(z, still[1])[0]).sum(1)
+        bound = jax.lax.stop_gradient(bound - surrogate) + surrogate
+    value, elbo = -bound.mean(), log_weight.mean()
+    return value, {"loss": value, "elbo": elbo, "reconstruction": -log_likelihood.mean(), "kl": kl.mean()}
 
 
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
-    """One step on `batch["image"]` or `batch["x"]`, (B, *shape)."""
+    """One step on `batch["image"]` or `batch["x"]`, (B, *shape), `batch["label"]` (B,) if conditional."""
     key = jax.random.fold_in(state.key, state.step)
-    grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key, cfg)
+    grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key, cfg, state.step)
     updates, opt_state = optimizer(cfg).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
-def sample(key: Array, state: State, n: int, cfg: Config, mean: bool = True) -> Array:
-    """n decoded draws of the prior, (n, *shape): means of p(x | z), or with `mean=False` draws from it."""
-    latent_key, noise_key = jax.random.split(key)
-    z = jax.random.normal(latent_key, (n, cfg.num_latents))
-    x = decode(state, z, cfg)
-    if mean:
-        return x
-    if cfg.likelihood == "bernoulli":
-        return 2.0 * distributions.bernoulli(noise_key, (x + 1) / 2) - 1
-    return x + jnp.exp(0.5 * _noise_log_variance(state.params, cfg)) * jax.random.normal(noise_key, x.shape)
+def temperature(step: Array | int, cfg: Config) -> Array:
+    """Temperature of the Gumbel-Softmax at a step, ()."""
+    falling = cfg.temperature * jnp.exp(-cfg.temperature_decay * jnp.float32(step))
+    return jnp.maximum(falling, cfg.min_temperature)
 
 
-def elbo(key: Array, state: State, x: Array, cfg: Config) -> Array:
+def sample(
+    key: Array, state: State, n: int, cfg: Config, label: Array | int | None = None, mean: bool = True
+) -> Array:
+    """n decoded draws of the prior, (n, *shape): means of p(x | z), or with `mean=False` draws from it.
+
+    If conditional, of the `label` given, one for all or (n,), else of labels drawn uniformly.
+    """
+    latent_key, noise_key, label_key = jax.random.split(key, 3)
+    if cfg.conditional and label is None:
+        label = jax.random.randint(label_key, (n,), 0, cfg.num_classes)
+    z = _prior(n, cfg).sample(latent_key)
+    likelihood = _likelihood(state.params, z, _one_hot(label, cfg, n), cfg)
+    return likelihood.mean() if mean else likelihood.sample(noise_key)
+
+
+def elbo(key: Array, state: State, x: Array, cfg: Config, label: Array | None = None) -> Array:
     """E_q[log p(x | z)] - KL with one draw of z, a lower bound on log p(x) in nats, (B,).
 
-    Under the Gaussian likelihood the density is that of the dequantised pixels on [-1, 1].
+    Under the Gaussian likelihood the density is that of the dequantised pixels on [-1, 1]. If conditional the
+    bound is on log p(x | label), or without a label on log p(x), as `iwae` gives it with one draw.
     """
-    log_likelihood, kl = _bound_terms(state.params, x, key, cfg)
-    return log_likelihood - kl
+    if cfg.conditional and label is None:
+        return iwae(key, state, x, cfg, num_samples=1)
+    data_key, latent_key = jax.random.split(key)
+    x, labels = _targets(data_key, x, cfg), _one_hot(label, cfg)
+    posterior = _posterior(state.params, x, labels, cfg)
+    z = posterior.sample(latent_key)
+    return _likelihood(state.params, z, labels, cfg).log_prob(x) - posterior.kl()
 
 
-def iwae(key: Array, state: State, x: Array, cfg: Config, num_samples: int = 1000) -> Array:
+def iwae(
+    key: Array, state: State, x: Array, cfg: Config, num_samples: int = 1000, label: Array | None = None
+) -> Array:
     """Importance-weighted lower bound on log p(x) with `num_samples` draws of z, in nats, (B,).
 
     The draws are streamed one at a time through a running log-sum-exp, so memory does not grow with their
-    number.
+    number. If conditional the bound is on log p(x | label), or without a label on log p(x): then every class
+    has its own draws, and p(x) is the mean over classes.
     """
+    if cfg.conditional and label is None:
+        given = lambda c: iwae(key, state, x, cfg, num_samples, jnp.full(x.shape[0], c))
+        return jax.nn.logsumexp(jax.lax.map(given, jnp.arange(cfg.num_classes)), 0) - math.log(
+            cfg.num_classes
+        )
     data_key, latent_key = jax.random.split(key)
-    x = _targets(data_key, x, cfg)
-    posterior = _encode(state.params, x, cfg)
+    x, labels = _targets(data_key, x, cfg), _one_hot(label, cfg)
+    posterior = _posterior(state.params, x, labels, cfg)
+    prior = posteriors.prior(posterior)
 
     def accumulate(carry, index):
         largest, total = carry
-        z, noise = _draw(jax.random.fold_in(latent_key, index), *posterior)
-        log_posterior = distributions.normal_log_prob(noise) - 0.5 * posterior[1].sum(-1)
-        log_weight = (
-            _log_likelihood(state.params, x, z, cfg) + distributions.normal_log_prob(z) - log_posterior
-        )
+        z = posterior.sample(jax.random.fold_in(latent_key, index))
+        log_joint = _likelihood(state.params, z, labels, cfg).log_prob(x) + prior.log_prob(z)
+        log_weight = log_joint - posterior.log_prob(z)
         new_largest = jnp.maximum(largest, log_weight)
         total = total * jnp.exp(largest - new_largest) + jnp.exp(log_weight - new_largest)
         return (new_largest, total), None
@@ -233,102 +275,130 @@ def iwae(key: Array, state: State, x: Array, cfg: Config, num_samples: int = 100
     return largest + jnp.log(total) - math.log(num_samples)
 
 
-def encode(state: State, x: Array, cfg: Config) -> Array:
-    """Posterior mean E_q[z | x] of data x (B, *shape), (B, num_latents)."""
-    return _encode(state.params, x, cfg)[0]
+def encode(state: State, x: Array, cfg: Config, label: Array | None = None) -> Array:
+    """Posterior mean E_q[z | x] of data x (B, *shape), (B, num_latents); categorical: the probabilities.
+
+    `label` (B,) is needed if conditional, here and below.
+    """
+    return _posterior(state.params, x, _one_hot(label, cfg), cfg).expectation()
 
 
-def decode(state: State, z: Array, cfg: Config) -> Array:
-    """E[x | z] in the space of the data, (B, *shape)."""
-    output = _decode(state.params, z, cfg)
-    return 2 * jax.nn.sigmoid(output) - 1 if cfg.likelihood == "bernoulli" else output
+def decode(state: State, z: Array, cfg: Config, label: Array | None = None) -> Array:
+    """E[x | z] in the space of the data, (B, *shape); z as `encode` gives it."""
+    return _likelihood(state.params, z, _one_hot(label, cfg, len(z)), cfg).mean()
 
 
-def reconstruct(state: State, x: Array, cfg: Config) -> Array:
+def reconstruct(state: State, x: Array, cfg: Config, label: Array | None = None) -> Array:
     """x decoded from its posterior mean, (B, *shape)."""
-    return decode(state, encode(state, x, cfg), cfg)
-
-
-def _bound_terms(params: Any, x: Array, key: Array, cfg: Config) -> tuple[Array, Array]:
-    """One-draw estimate of E_q[log p(x | z)] and the exact KL, each (B,)."""
-    data_key, latent_key = jax.random.split(key)
-    x = _targets(data_key, x, cfg)
-    posterior = _encode(params, x, cfg)
-    z, _ = _draw(latent_key, *posterior)
-    return _log_likelihood(params, x, z, cfg), distributions.kl_normal(*posterior)
+    return decode(state, encode(state, x, cfg, label), cfg, label)
 
 
 def _targets(key: Array, x: Array, cfg: Config) -> Array:
-    """What the density is of: bits written -1 and 1, or pixels spread over their level."""
+    """What the density is of: bits written -1 and 1, or pixels, spread over their level if it is Gaussian."""
+    if cfg.likelihood == "logistic_mixture":
+        return x
     if cfg.likelihood == "gaussian":
         noise = PIXEL_STEP * (jax.random.uniform(key, x.shape) - 0.5)
         return x + noise if cfg.dequantize else x
     if cfg.binarisation == "threshold":
         return jnp.where(x > 0, 1.0, -1.0)
+    if cfg.binarisation == "static":
+        return jnp.where(_static_bits(x), 1.0, -1.0)
     return jnp.where(distributions.bernoulli(key, (x + 1) / 2), 1.0, -1.0)
 
 
-def _encode(params: Any, x: Array, cfg: Config) -> tuple[Array, Array]:
+def _static_bits(x: Array) -> Array:
+    """Bits with the grey values as probabilities, drawn by a key that is a hash of the picture."""
+    levels = jnp.round((x + 1) * 127.5).astype(jnp.uint32).reshape(x.shape[0], -1)
+    key = jax.random.key(0)
+    multipliers = jax.random.bits(key, levels.shape[1:]) | 1
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, (levels * multipliers).sum(-1))
+    return jax.vmap(lambda key, p: distributions.bernoulli(key, p[None])[0])(keys, (x + 1) / 2)
+
+
+def _one_hot(label: Array | int | None, cfg: Config, n: int | None = None) -> tuple[Array, ...]:
+    """What the networks are given beside their input: nothing, or one-hot labels (B, num_classes)."""
+    if not cfg.conditional:
+        return ()
+    if label is None:
+        raise ValueError("this VAE is conditional: give the label of every example")
+    label = jnp.asarray(label)
+    return (jax.nn.one_hot(label if n is None else jnp.broadcast_to(label, (n,)), cfg.num_classes),)
+
+
+def _prior(n: int, cfg: Config) -> posteriors.Posterior:
+    zeros = jnp.zeros((n, cfg.num_latents))
+    if cfg.posterior == "categorical":
+        return posteriors.Categorical(jnp.zeros((n, cfg.num_latents, cfg.num_categories)))
+    return posteriors.FROM_ENCODER[cfg.posterior]((zeros, zeros))
+
+
+def _posterior(params: Any, x: Array, label: tuple[Array, ...], cfg: Config) -> posteriors.Posterior:
     if cfg.likelihood == "bernoulli":
         x = (x + 1) / 2  # black as 0: a large constant input slows the first layer down by nats
-    mean, log_variance = _networks(cfg)[0].apply({"params": params["encoder"]}, x)
-    return jnp.float32(mean), jnp.clip(jnp.float32(log_variance), -10.0, 10.0)
+    output = _networks(cfg)[0].apply({"params": params["encoder"]}, x, *label)
+    return posteriors.FROM_ENCODER[cfg.posterior](output)
 
 
-def _draw(key: Array, mean: Array, log_variance: Array) -> tuple[Array, Array]:
-    noise = jax.random.normal(key, mean.shape)
-    return mean + jnp.exp(0.5 * log_variance) * noise, noise
+def _relaxed_draw(key: Array, posterior: posteriors.Posterior, step: Array | int, cfg: Config) -> Array:
+    """A draw that a gradient passes through, of categorical latents at the temperature of the step."""
+    if isinstance(posterior, posteriors.Categorical):
+        return posterior.relaxed(key, temperature(step, cfg), cfg.straight_through)
+    return posterior.sample(key)
 
 
-def _decode(params: Any, z: Array, cfg: Config) -> Array:
-    return jnp.float32(_networks(cfg)[1].apply({"params": params["decoder"]}, z))
+def _divergence(
+    posterior: posteriors.Posterior, repeated: posteriors.Posterior, z: Array, cfg: Config
+) -> Array:
+    if cfg.divergence == "kl":
+        return posterior.kl()
+    if cfg.divergence == "sampled_kl":
+        return repeated.log_prob(z) - posteriors.prior(repeated).log_prob(z)
+    # Of log-normals too: like a KL, it does not change under the exponential that both sides share.
+    dual = cfg.divergence == "dual_geometric_js"
+    return distributions.geometric_js_normal(*posterior, alpha=cfg.skew, dual=dual)
 
 
-def _log_likelihood(params: Any, x: Array, z: Array, cfg: Config) -> Array:
-    output = _decode(params, z, cfg)
+def _likelihood(params: Any, z: Array, label: tuple[Array, ...], cfg: Config) -> likelihoods.Likelihood:
+    output = jnp.float32(_networks(cfg)[1].apply({"params": params["decoder"]}, z, *label))
     if cfg.likelihood == "bernoulli":
-        return distributions.bernoulli_log_prob((x + 1) / 2, output)
-    return distributions.normal_log_prob(x, output, _noise_log_variance(params, cfg))
-
-
-def _noise_log_variance(params: Any, cfg: Config) -> Array | float:
-    return 2 * (params["log_noise_std"] if cfg.learn_noise_std else math.log(cfg.noise_std))
+        return likelihoods.Bernoulli(output)
+    if cfg.likelihood == "logistic_mixture":
+        return likelihoods.LogisticMixture(output, cfg.shape[-1])
+    if cfg.noise == "predicted":
+        mean, log_variance = jnp.split(output, 2, -1)
+        return likelihoods.Gaussian(mean, jnp.clip(log_variance + 2 * math.log(cfg.noise_std), -10.0, 10.0))
+    log_std = params["log_noise_std"] if cfg.noise == "learned" else math.log(cfg.noise_std)
+    return likelihoods.Gaussian(output, jnp.float32(2 * log_std))
 
 
 def _networks(cfg: Config) -> tuple[nn.Module, nn.Module]:
-    if cfg.network == "conv" and (cfg.encoder is None or cfg.decoder is None):
-        _check_shape(cfg)
     encoder, decoder = (ConvEncoder, ConvDecoder) if cfg.network == "conv" else (DenseEncoder, DenseDecoder)
     return cfg.encoder or encoder(cfg), cfg.decoder or decoder(cfg)
 
 
-def _check_shape(cfg: Config) -> None:
-    scale = 2 ** len(cfg.hidden)
-    if len(cfg.shape) != 3 or any(size % scale or not size for size in cfg.shape[:2]):
-        fitting = [max(1, round(size / scale)) * scale for size in cfg.shape[:2]]
+def _check(cfg: Config) -> None:
+    if cfg.conditional and not cfg.num_classes:
+        raise ValueError("a conditional VAE needs labels: this data set has none, or num_classes is not set")
+    if cfg.likelihood == "logistic_mixture" and (len(cfg.shape) != 3 or cfg.shape[2] not in (1, 3)):
+        raise ValueError(f"logistic_mixture is for images of 1 or 3 channels, got {cfg.shape}: try gaussian")
+    if cfg.posterior == "categorical" and (cfg.objective != "elbo" or cfg.divergence != "kl"):
         raise ValueError(
-            f"{len(cfg.hidden)} convolutions of stride 2 need (height, width, channels) with height and width"
-            f" divisible by {scale}, got {cfg.shape}: {fitting} would fit, or fewer entries in `hidden`"
+            "relaxed categorical latents have no density here: keep objective elbo, divergence kl"
         )
+    if cfg.objective != "elbo" and (cfg.beta != 1 or cfg.divergence != "kl"):
+        raise ValueError("an importance-weighted objective has no divergence to replace or weigh: use elbo")
+    if cfg.network == "conv" and (cfg.encoder is None or cfg.decoder is None):
+        networks.check_shape(cfg)
 
 
-def _mean_bias(x: Array, bias: Array, cfg: Config) -> Array:
-    """The output bias at which an undecided decoder predicts the mean of x."""
-    mean = x.reshape(-1, bias.size).mean(0) if cfg.network == "mlp" else x.mean((0, 1, 2))
+def _first_bias(x: Array, cfg: Config) -> Array:
+    """The output bias at which an undecided decoder predicts the mean of x, or, a mixture, any level."""
+    mean = x.mean(0) if cfg.network == "mlp" else x.mean((0, 1, 2))
     if cfg.likelihood == "bernoulli":
         mean = jnp.clip((mean + 1) / 2, 0.01, 0.99)
         return jnp.log(mean) - jnp.log1p(-mean)
-    return mean
-
-
-def _dense(width: int, cfg: Config, name: str | None = None) -> nn.Dense:
-    return nn.Dense(width, dtype=cfg.dtype, kernel_init=nn.initializers.glorot_uniform(), name=name)
-
-
-def _activate(x: Array, cfg: Config) -> Array:
-    return nn.tanh(x) if cfg.activation == "tanh" else nn.relu(x)
-
-
-def _split(x: Array) -> tuple[Array, Array]:
-    mean, log_variance = jnp.split(x, 2, -1)
-    return mean, log_variance
+    if cfg.likelihood == "logistic_mixture":
+        spread = likelihoods.spread_mixture(cfg.num_components, cfg.shape[-1])
+        return jnp.broadcast_to(spread, (*mean.shape[:-1], spread.size))
+    return jnp.concatenate([mean, 0 * mean], -1) if cfg.noise == "predicted" else mean

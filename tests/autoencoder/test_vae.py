@@ -12,7 +12,7 @@ import pytest
 
 import jaxgen
 from jaxgen import data, shard
-from jaxgen.autoencoder import vae
+from jaxgen.autoencoder import networks, vae
 
 NOISE_STD = 0.5
 WEIGHT = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 2)))[0].T * np.array([[2.0], [0.7]])
@@ -169,27 +169,49 @@ def test_gaussian_draws_have_the_noise_asked_for():
 
 def test_learned_noise_settles_at_the_residual():
     cfg = vae.Config(shape=(2,), num_latents=1, hidden=(16,), likelihood="gaussian", dequantize=False)
-    cfg = dataclasses.replace(cfg, learn_noise_std=True, noise_std=1.0, learning_rate=1e-2)
+    cfg = dataclasses.replace(cfg, noise="learned", noise_std=1.0, learning_rate=1e-2)
     x = jnp.array([[1.0, 0.0]]) + 0.2 * jax.random.normal(jax.random.key(0), (512, 2))
     state = vae.init(jax.random.key(1), cfg)
     step = jax.jit(lambda s: jax.lax.scan(lambda s, _: vae.train_step(s, {"x": x}, cfg), s, length=600)[0])
     assert jnp.exp(step(state).params["log_noise_std"]) == pytest.approx(0.2, abs=0.04)
 
 
-@pytest.mark.parametrize("size", [28, 32])
-def test_convolutional_shapes_round_trip(size):
-    cfg = vae.Config(shape=(size, size, 3), network="conv", hidden=(8, 16), num_latents=4)
-    state = jax.eval_shape(lambda: vae.init(jax.random.key(0), cfg))
-    x = jax.ShapeDtypeStruct((5, size, size, 3), jnp.float32)
-    rebuilt = jax.eval_shape(lambda state, x: vae.reconstruct(state, x, cfg), state, x)
-    assert rebuilt.shape == x.shape
+def test_any_image_size_round_trips_through_the_convolutions():
+    for shape in [(28, 28, 3), (32, 32, 1), (8, 9, 1), (11, 13, 3), (4, 7, 2), (15, 31, 1)]:
+        cfg = vae.Config(shape=shape, network="conv", hidden=(8, 16), num_latents=4)
+        state = jax.eval_shape(lambda cfg=cfg: vae.init(jax.random.key(0), cfg))
+        x = jax.ShapeDtypeStruct((5, *shape), jnp.float32)
+        rebuilt = jax.eval_shape(lambda state, x, cfg=cfg: vae.reconstruct(state, x, cfg), state, x)
+        assert rebuilt.shape == x.shape
+        sizes = networks.sizes(cfg)
+        assert sizes == [tuple(n // 2**depth for n in shape[:2]) for depth in range(3)]
+        codes = state.params["encoder"]["Dense_0"]["kernel"]
+        assert codes.shape[0] == 16 * sizes[-1][0] * sizes[-1][1]
 
 
-@pytest.mark.parametrize("shape", [(28, 28, 1), (2,), (8, 8, 1)])
-def test_convolutional_sizes_that_do_not_fit_are_named(shape):
+def test_every_pixel_of_an_odd_size_reaches_the_code_and_comes_back():
+    cfg = vae.Config(shape=(7, 9, 1), network="conv", hidden=(4, 4), num_latents=3, activation="tanh")
+    state = vae.init(jax.random.key(0), cfg)
+    gradient = jax.jit(jax.grad(lambda x: vae.encode(state, x, cfg).sum()))(jnp.full((1, 7, 9, 1), 0.3))
+    assert (gradient != 0).all()
+    images = vae.decode(state, jnp.array([[0.3, -1.0, 0.5], [1.0, 0.4, -0.2]]), cfg)
+    assert (images[0] != images[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((15, 28, 1), r"at least 16 pixels either way, got \(15, 28, 1\): 16x28 would fit"),
+        ((8, 8, 1), "16x16 would fit, or fewer entries in `hidden`"),
+        ((2,), "use network mlp"),
+    ],
+)
+def test_convolutional_sizes_that_do_not_fit_are_named(shape, words):
     cfg = vae.Config(shape=shape, network="conv", hidden=(4, 8, 16, 32))
-    with pytest.raises(ValueError, match=r"divisible by 16, got .* would fit"):
+    with pytest.raises(ValueError, match=words):
         vae.init(jax.random.key(0), cfg)
+    fitting = dataclasses.replace(cfg, shape=(16, 28, 1))
+    assert jax.eval_shape(lambda: vae.init(jax.random.key(0), fitting)).step.shape == ()
 
 
 def test_output_bias_starts_at_the_mean_of_the_data():
