@@ -163,15 +163,13 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config, step: Array | int =
     data_key, latent_key = jax.random.split(key)
     x, label = _targets(data_key, observed(batch), cfg), _one_hot(batch.get("label"), cfg)
     posterior = _posterior(params, x, label, cfg)
-    repeated = jax.tree.map(lambda a: a.repeat(cfg.num_importance_samples, 0), (posterior, x, label))
-    z = _relaxed_draw(latent_key, repeated[0], step, cfg)
+    # From here on a row is one draw.
+    rows, x, label = jax.tree.map(lambda a: a.repeat(cfg.num_importance_samples, 0), (posterior, x, label))
+    z = _relaxed_draw(latent_key, rows, step, cfg)
     if cfg.objective != "elbo":
-        return _importance_weighted_loss(params, z, *repeated, cfg)
-    log_likelihood, kl = (
-        _likelihood(params, z, repeated[2], cfg).log_prob(repeated[1]).mean(),
-        posterior.kl().mean(),
-    )
-    value = cfg.beta * _divergence(posterior, repeated[0], z, cfg).mean() - log_likelihood
+        return _importance_weighted_loss(params, z, rows, x, label, cfg)
+    log_likelihood, kl = _likelihood(params, z, label, cfg).log_prob(x).mean(), posterior.kl().mean()
+    value = cfg.beta * _divergence(posterior, rows, z, cfg).mean() - log_likelihood
     name = "relaxed_elbo" if cfg.posterior == "categorical" and not cfg.straight_through else "elbo"
     return value, {"loss": value, name: log_likelihood - kl, "reconstruction": -log_likelihood, "kl": kl}
 
@@ -253,9 +251,8 @@ def iwae(
     """
     if cfg.conditional and label is None:
         given = lambda c: iwae(key, state, x, cfg, num_samples, jnp.full(x.shape[0], c))
-        return jax.nn.logsumexp(jax.lax.map(given, jnp.arange(cfg.num_classes)), 0) - math.log(
-            cfg.num_classes
-        )
+        bounds = jax.lax.map(given, jnp.arange(cfg.num_classes))
+        return jax.nn.logsumexp(bounds, 0) - jnp.log(cfg.num_classes)
     data_key, latent_key = jax.random.split(key)
     x, labels = _targets(data_key, x, cfg), _one_hot(label, cfg)
     posterior = _posterior(state.params, x, labels, cfg)
@@ -347,13 +344,11 @@ def _relaxed_draw(key: Array, posterior: posteriors.Posterior, step: Array | int
     return posterior.sample(key)
 
 
-def _divergence(
-    posterior: posteriors.Posterior, repeated: posteriors.Posterior, z: Array, cfg: Config
-) -> Array:
+def _divergence(posterior: posteriors.Posterior, rows: posteriors.Posterior, z: Array, cfg: Config) -> Array:
     if cfg.divergence == "kl":
         return posterior.kl()
     if cfg.divergence == "sampled_kl":
-        return repeated.log_prob(z) - posteriors.prior(repeated).log_prob(z)
+        return rows.log_prob(z) - posteriors.prior(rows).log_prob(z)
     # Of log-normals too: like a KL, it does not change under the exponential that both sides share.
     dual = cfg.divergence == "dual_geometric_js"
     return distributions.geometric_js_normal(*posterior, alpha=cfg.skew, dual=dual)
