@@ -20,7 +20,11 @@ from jaxgen import data, experiment, runs, shard
 
 FAMILIES = jaxgen.families()
 
-SMALL = {"jaxgen.autoencoder.vae": {"hidden": (32,), "num_latents": 4}}
+SMALL = {
+    "jaxgen.autoencoder.ae": {"hidden": (32,), "num_latents": 4},
+    "jaxgen.autoencoder.vae": {"hidden": (32,), "num_latents": 4},
+    "jaxgen.autoencoder.vq_vae": {"hidden": (32,), "num_codes": 16, "code_size": 4},
+}
 """Config values that make a family quick; one not named here is tested with its defaults."""
 
 DATA: dict[str, str] = {}

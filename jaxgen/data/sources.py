@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgen.data import arrays, catalogue, images, points
+from jaxgen.data import arrays, catalogue, factors, images, points
 from jaxgen.data.dataset import DataError, Dataset, StreamedDataset, check_split, read, take
 
 _BUILT_IN: dict[str, Callable[[str], Dataset]] = {
@@ -17,6 +17,7 @@ _BUILT_IN: dict[str, Callable[[str], Dataset]] = {
     "ring": points.ring,
     "grid": points.grid,
     "moons": points.moons,
+    "factors": factors.factors,
 }
 
 WHOLE_LIMIT = 2**30
