@@ -29,6 +29,9 @@ from jaxgen import distributions
 from jaxgen.nn import conv
 from jaxgen.types import Batch, Metrics, observed
 
+FAR = 1e30
+"""Squared distance of every code to the nearest mean while there is none."""
+
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -225,7 +228,7 @@ class Density(NamedTuple):
 
 
 def fit_latents(
-    key: Array, codes: Array, num_components: int = 1, num_steps: int = 100, regularization: float = 1e-6
+    key: Array, codes: Array, num_components: int = 1, num_steps: int = 100, regularization: float = 1e-4
 ) -> Density:
     """The mixture of `num_components` Gaussians that `num_steps` of EM make of codes (N, num_latents).
 
@@ -235,16 +238,14 @@ def fit_latents(
     mean = codes.mean(0)
     covariance = _covariance(codes, jnp.full(len(codes), 1 / len(codes)), mean)
     floor = regularization * jnp.diag(covariance).mean() * jnp.eye(codes.shape[1])
-    first_key, *keys = jax.random.split(key, num_components)
-    means = [codes[jax.random.randint(first_key, (), 0, len(codes))]]
-    for next_key in keys:
-        distance = jnp.stack([((codes - mean) ** 2).sum(1) for mean in means]).min(0)
-        means.append(codes[jax.random.categorical(next_key, jnp.log(distance))])
-    start = Density(
-        jnp.full(num_components, 1 / num_components),
-        jnp.stack(means),
-        jnp.tile(covariance + floor, (num_components, 1, 1)),
-    )
+
+    def choose(distance, key):
+        mean = codes[jax.random.categorical(key, jnp.log(distance))]
+        return jnp.minimum(distance, ((codes - mean) ** 2).sum(1)), mean
+
+    _, means = jax.lax.scan(choose, jnp.full(len(codes), FAR), jax.random.split(key, num_components))
+    weights = jnp.full(num_components, 1 / num_components)
+    start = Density(weights, means, jnp.tile(covariance + floor, (num_components, 1, 1)))
 
     def step(_, density):
         responsibility = jax.nn.softmax(_joint_log_prob(density, codes), 1)
@@ -339,5 +340,8 @@ def _covariance(z: Array, weights: Array, mean: Array) -> Array:
 
 def _joint_log_prob(density: Density, z: Array) -> Array:
     """log of weight times density of each component, (B, K)."""
-    log_prob = jax.vmap(jax.scipy.stats.multivariate_normal.logpdf, (None, 0, 0), 1)
-    return jnp.log(density.weights) + log_prob(z, density.means, density.covariances)
+    roots = jnp.linalg.cholesky(density.covariances)
+    centred = (z - density.means[:, None]).swapaxes(1, 2)
+    squares = jax.scipy.linalg.solve_triangular(roots, centred, lower=True) ** 2
+    log_determinants = jnp.log(jnp.diagonal(roots, axis1=1, axis2=2) ** 2 * 2 * math.pi).sum(1)
+    return jnp.log(density.weights) - 0.5 * (squares.sum(1) + log_determinants[:, None]).T
