@@ -4,25 +4,33 @@ python experiments/autoencoder.py vae
 python experiments/autoencoder.py vae --data mnist --num-latents 2
 python experiments/autoencoder.py conv_vae
 python experiments/autoencoder.py conditional_vae
+python experiments/autoencoder.py autoencoder
+python experiments/autoencoder.py denoising_autoencoder --noise masking --noise-level 0.5
+python experiments/autoencoder.py vq_vae
 """
 
 import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import scipy.ndimage
+from matplotlib.figure import Figure
 
 from jaxgen import data, plot
-from jaxgen.autoencoder import vae
-from jaxgen.evaluation import likelihood, report
+from jaxgen.autoencoder import ae, vae, vq_vae
+from jaxgen.classical import gmm
+from jaxgen.evaluation import denoise, likelihood, report
 from jaxgen.experiment import Options, System, main
+from jaxgen.latent import interpolate
 from jaxgen.types import observed
 
 MANIFOLD_SIDE = 20
+STRIP_LENGTH = 11
+NUM_SAMPLES = 64
 
 
-def evaluate(key, state, test, cfg, folder, num_samples):
+def evaluate(key, state, train, test, cfg, folder, num_samples):
     """The bounds on the test set; pictures of reconstructions, and of the latent space if it is a plane."""
     batch = test[:500]
     if len(cfg.shape) == 3:
@@ -32,7 +40,7 @@ def evaluate(key, state, test, cfg, folder, num_samples):
             label = np.repeat(np.arange(cfg.num_classes), 10)
             plot.save_grid(folder / "classes.png", vae.sample(key, state, len(label), cfg, label), columns=10)
         elif cfg.num_latents == 2 and cfg.posterior == "gaussian":
-            images = vae.decode(state, prior_quantiles(MANIFOLD_SIDE), cfg)
+            images = vae.decode(state, interpolate.prior_quantiles(MANIFOLD_SIDE), cfg)
             plot.save_grid(folder / "manifold.png", images, columns=MANIFOLD_SIDE, gap=0)
     if cfg.num_latents == 2 and cfg.posterior != "categorical" and "label" in batch:
         batch = test[:2000]
@@ -54,10 +62,99 @@ def given_label(key, state, test, cfg, num_samples):
     return report.metric(-np.concatenate(values).mean(), "nats", len(test))
 
 
-def prior_quantiles(side):
-    """A square of codes at evenly spaced quantiles of the prior N(0, I), top row first, (side^2, 2)."""
-    quantiles = jax.scipy.stats.norm.ppf(np.linspace(0.05, 0.95, side))
-    return jnp.stack(jnp.meshgrid(quantiles, -quantiles), -1).reshape(-1, 2)
+def evaluate_autoencoder(key, state, train, test, cfg, folder):
+    """The error on the test set; pictures of reconstructions, of lines between codes, of what codes are not.
+
+    Codes of a plain autoencoder have no prior. `codes` shows classes of unequal areas, `square` what the
+    decoder makes of the holes between them, `prior_standard_normal` draws of a prior it was not trained with,
+    beside those of densities of the training codes: a Gaussian, and a mixture of them.
+    """
+    batch = test[:2000]
+    codes = ae.encode(state, observed(batch), cfg)
+    mixture_cfg = gmm.Config(shape=(cfg.num_latents,), num_components=2 * (test.num_classes or 10))
+    mixture = gmm.fit(ae.encode(state, observed(train[:10_000]), cfg), mixture_cfg, key=key)
+    normal = jax.random.normal(key, (NUM_SAMPLES, cfg.num_latents))
+    plot.save_samples(folder / "prior_standard_normal.png", ae.decode(state, normal, cfg))
+    plot.save_samples(folder / "prior_gaussian.png", ae.sample(key, state, NUM_SAMPLES, cfg))
+    drawn = gmm.sample(key, mixture, NUM_SAMPLES, mixture_cfg)
+    plot.save_samples(folder / "prior_mixture.png", ae.decode(state, drawn, cfg))
+    if len(cfg.shape) == 3:
+        x = batch["image"][:48]
+        plot.save_pairs(folder / "reconstructions.png", x, ae.reconstruct(state, x, cfg))
+        between = interpolate.path(codes[:8], codes[8:16], STRIP_LENGTH).swapaxes(0, 1)
+        images = ae.decode(state, between.reshape(-1, cfg.num_latents), cfg)
+        plot.save_grid(folder / "interpolations.png", images, columns=STRIP_LENGTH)
+        if cfg.num_latents == 2:
+            images = ae.decode(state, interpolate.bounding_square(codes, MANIFOLD_SIDE), cfg)
+            plot.save_grid(folder / "square.png", images, columns=MANIFOLD_SIDE, gap=0)
+    if cfg.num_latents == 2 and "label" in batch:
+        plot.save_labelled_points(folder / "codes.png", codes, batch["label"], test.label_names)
+    return reconstruction_error(key, ae, state, test, cfg)
+
+
+def evaluate_denoising(key, state, train, test, cfg, folder):
+    """PSNR of the noisy test images, and by a median filter and the model, in dB, at the level of training.
+
+    The curves go on to levels the model was not trained at.
+    """
+    if cfg.noise == "none" or len(cfg.shape) != 3:
+        return evaluate_autoencoder(key, state, train, test, cfg, folder)
+    clean = test[:2000]["image"]
+    rows = {}
+    for factor in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0):
+        level = factor * cfg.noise_level
+        noisy = np.asarray(ae.corrupt(key, clean, dataclasses.replace(cfg, noise_level=level)))
+        estimates = {
+            "noisy": noisy,
+            "median_filter": scipy.ndimage.median_filter(noisy, (1, 3, 3, 1)),
+            "autoencoder": np.asarray(ae.reconstruct(state, noisy, cfg)),
+        }
+        rows[level] = {name: denoise.psnr(clean, images).mean() for name, images in estimates.items()}
+        if factor == 1:
+            images = [clean[:12], *(images[:12] for images in estimates.values())]
+            plot.save_grid(folder / "denoised.png", np.concatenate(images), columns=12)
+    save_levels(folder / "psnr.png", rows, f"{cfg.noise} noise, level", "PSNR, dB")
+    reached = rows[cfg.noise_level].items()
+    metrics = {f"psnr_{name}": report.metric(value, "dB", len(clean)) for name, value in reached}
+    return metrics | reconstruction_error(key, ae, state, test, cfg)
+
+
+def save_levels(path, rows, x_label, y_label):
+    """Curves of rows {x: {name: y}}, one a name."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
+    for name in next(iter(rows.values())):
+        axes.plot(list(rows), [row[name] for row in rows.values()], marker="o", label=name)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+
+
+def evaluate_vq_vae(key, state, train, test, cfg, folder):
+    """The error on the test set and how many codes it uses; a picture of reconstructions."""
+    if len(cfg.shape) == 3:
+        x = test[:48]["image"]
+        plot.save_pairs(folder / "reconstructions.png", x, vq_vae.reconstruct(state, x, cfg))
+    encode = jax.jit(lambda x: vq_vae.encode(state, x, cfg))
+    counts = sum(
+        np.bincount(np.ravel(encode(observed(batch))), minlength=cfg.num_codes)
+        for batch in data.in_order(test, 500)
+    )
+    perplexity = vq_vae.perplexity(counts / counts.sum())
+    return reconstruction_error(key, vq_vae, state, test, cfg) | {
+        "perplexity": report.metric(perplexity, f"of {cfg.num_codes} codes", len(test)),
+        "codes_used": report.metric((counts > 0).mean(), "fraction", len(test)),
+    }
+
+
+def reconstruction_error(key, family, state, test, cfg):
+    """Mean squared error of a value of the data, for pictures on [-1, 1]."""
+
+    def error(key, x):
+        return ((family.reconstruct(state, x, cfg) - x) ** 2).reshape(len(x), -1).mean(1)
+
+    value = likelihood.per_example(key, error, test).mean()
+    return {"reconstruction_mse": report.metric(value, "squared", len(test))}
 
 
 BURDA = vae.Config(
@@ -125,6 +222,34 @@ SYSTEMS = {
         paper="Kingma & Welling 2014",
         options=Options(data="fashion_mnist", steps=3000),
         evaluate=functools.partial(evaluate, num_samples=100),
+    ),
+    "autoencoder": System(
+        family=ae,
+        config=ae.Config(num_latents=2),
+        paper="Hinton & Salakhutdinov 2006",
+        options=Options(steps=5000),
+        evaluate=evaluate_autoencoder,
+    ),
+    "conv_autoencoder": System(
+        family=ae,
+        config=ae.Config(network="conv", hidden=(32, 64), num_latents=32),
+        paper="Hinton & Salakhutdinov 2006, with convolutions",
+        options=Options(data="fashion_mnist", steps=3000),
+        evaluate=evaluate_autoencoder,
+    ),
+    "denoising_autoencoder": System(
+        family=ae,
+        config=ae.Config(hidden=(512, 512), num_latents=128, noise="gaussian", noise_level=0.5),
+        paper="Vincent et al. 2008",
+        options=Options(data="mnist", steps=5000),
+        evaluate=evaluate_denoising,
+    ),
+    "vq_vae": System(
+        family=vq_vae,
+        config=vq_vae.Config(network="conv", hidden=(32, 64), num_codes=128, code_size=32),
+        paper="van den Oord, Vinyals & Kavukcuoglu 2017",
+        options=Options(data="fashion_mnist", steps=3000),
+        evaluate=evaluate_vq_vae,
     ),
 }
 

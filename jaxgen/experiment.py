@@ -27,7 +27,7 @@ from jaxgen import data, runs, shard
 from jaxgen.evaluation import likelihood, report, result, samples
 
 Evaluate = Callable[..., dict[str, report.Metric]]
-"""(key, state, test, cfg, folder) -> metrics on the held-out data; may leave pictures in the folder."""
+"""(key, state, train, test, cfg, folder) -> metrics on held-out data; may leave pictures in the folder."""
 
 FROM_THE_DATA = ("shape", "num_classes")
 
@@ -196,7 +196,7 @@ def evaluate_run(
     if evaluate is None:
         metrics = likelihood.evaluate(key, family, state, test, cfg)
     else:
-        metrics = evaluate(key, state, test, cfg, run_dir)
+        metrics = evaluate(key, state, train, test, cfg, run_dir)
     if num_samples:
         metrics |= samples.evaluate(
             samples_key, family, state, train, test, cfg, num_samples, extractor, run_dir

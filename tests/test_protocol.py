@@ -21,7 +21,9 @@ from jaxgen import data, experiment, runs, shard, types
 FAMILIES = jaxgen.families()
 
 SMALL = {
+    "jaxgen.autoencoder.ae": {"hidden": (32,), "num_latents": 4},
     "jaxgen.autoencoder.vae": {"hidden": (32,), "num_latents": 4},
+    "jaxgen.autoencoder.vq_vae": {"hidden": (32,), "num_codes": 16, "code_size": 4},
     "jaxgen.classical.gmm": {"num_components": 2, "covariance": "diagonal"},
     "jaxgen.classical.hmm": {"num_states": 2},
 }

@@ -143,8 +143,8 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     label = _one_hot(jnp.zeros(1, jnp.int32), cfg)
     z = _prior(1, cfg).expectation()
     params = {
-        "encoder": encoder.init(encoder_key, jnp.zeros((1, *cfg.shape)), *label)["params"],
-        "decoder": decoder.init(decoder_key, z, *label)["params"],
+        "encoder": encoder.init(encoder_key, jnp.zeros((1, *cfg.shape)), *label).get("params", {}),
+        "decoder": decoder.init(decoder_key, z, *label).get("params", {}),
     }
     if cfg.likelihood == "gaussian" and cfg.noise == "learned":
         params["log_noise_std"] = jnp.log(jnp.float32(cfg.noise_std))

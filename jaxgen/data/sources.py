@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgen.data import arrays, catalogue, images, points, sequences
+from jaxgen.data import arrays, catalogue, factors, images, points, sequences
 from jaxgen.data.dataset import DataError, Dataset, StreamedDataset, check_split, read, take
 
 _BUILT_IN: dict[str, Callable[[str], Dataset]] = {
@@ -18,6 +18,7 @@ _BUILT_IN: dict[str, Callable[[str], Dataset]] = {
     "grid": points.grid,
     "moons": points.moons,
     "weather": sequences.weather,
+    "factors": factors.factors,
 }
 
 WHOLE_LIMIT = 2**30
