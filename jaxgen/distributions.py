@@ -6,6 +6,7 @@ All of them work in float32 whatever the compute dtype, and sum over every axis 
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -131,6 +132,37 @@ def monte_carlo_kl(
     shape = jax.eval_shape(lambda key: log_q(draw(key)), key).shape
     total, _ = jax.lax.scan(add, jnp.zeros(shape), jax.random.split(key, num_samples))
     return total / num_samples
+
+
+def importance_weighted_bound(
+    key: Array,
+    propose: Callable[[Array], tuple[Any, Array]],
+    log_joint: Callable[[Any], Array],
+    num_samples: int,
+) -> Array:
+    """log 1/K sum_k p(x, z_k) / q(z_k | x), in nats, (B,).
+
+    At most log p(x) on average, rising with K = `num_samples`; exact for any K where q is the posterior
+    (Burda, Grosse & Salakhutdinov 2016). The draws are streamed through a running log-sum-exp, so memory does
+    not grow with their number.
+
+    Args:
+        propose: key -> (z, log q(z | x) (B,)).
+        log_joint: z -> log p(x, z), (B,).
+    """
+
+    def accumulate(carry, index):
+        largest, total = carry
+        z, log_proposal = propose(jax.random.fold_in(key, index))
+        log_weight = log_joint(z) - log_proposal
+        new_largest = jnp.maximum(largest, log_weight)
+        total = total * jnp.exp(largest - new_largest) + jnp.exp(log_weight - new_largest)
+        return (new_largest, total), None
+
+    shape = jax.eval_shape(propose, key)[1]
+    start = jnp.full(shape.shape, -jnp.inf), jnp.zeros(shape.shape)
+    (largest, total), _ = jax.lax.scan(accumulate, start, jnp.arange(num_samples))
+    return largest + jnp.log(total) - math.log(num_samples)
 
 
 def gumbel_softmax(key: Array, logits: Array, temperature: Array | float, hard: bool = False) -> Array:

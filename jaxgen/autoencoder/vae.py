@@ -258,18 +258,14 @@ def iwae(
     posterior = _posterior(state.params, x, labels, cfg)
     prior = posteriors.prior(posterior)
 
-    def accumulate(carry, index):
-        largest, total = carry
-        z = posterior.sample(jax.random.fold_in(latent_key, index))
-        log_joint = _likelihood(state.params, z, labels, cfg).log_prob(x) + prior.log_prob(z)
-        log_weight = log_joint - posterior.log_prob(z)
-        new_largest = jnp.maximum(largest, log_weight)
-        total = total * jnp.exp(largest - new_largest) + jnp.exp(log_weight - new_largest)
-        return (new_largest, total), None
+    def propose(key):
+        z = posterior.sample(key)
+        return z, posterior.log_prob(z)
 
-    start = jnp.full(x.shape[0], -jnp.inf), jnp.zeros(x.shape[0])
-    (largest, total), _ = jax.lax.scan(accumulate, start, jnp.arange(num_samples))
-    return largest + jnp.log(total) - math.log(num_samples)
+    def log_joint(z):
+        return _likelihood(state.params, z, labels, cfg).log_prob(x) + prior.log_prob(z)
+
+    return distributions.importance_weighted_bound(latent_key, propose, log_joint, num_samples)
 
 
 def encode(state: State, x: Array, cfg: Config, label: Array | None = None) -> Array:

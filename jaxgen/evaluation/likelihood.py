@@ -1,9 +1,9 @@
 """Held-out likelihoods and bounds of any model that has one, in nats per example.
 
 For a latent-variable model with prior p(z) and decoder p(x | z) there are two estimates of log p(x). Both are
-low on average, and rise to it with the work: `importance_weighted_bound` weighs draws of a proposal (Burda et
-al. 2016) and is only as good as that; `annealed_importance_sampling` needs none, moving draws of the prior to
-the posterior by Hamiltonian Monte Carlo (Neal 2001; Wu et al. 2017).
+low on average, and rise to it with the work: `distributions.importance_weighted_bound` weighs draws of a
+proposal (Burda et al. 2016) and is only as good as that; `annealed_importance_sampling` needs none, moving
+draws of the prior to the posterior by Hamiltonian Monte Carlo (Neal 2001; Wu et al. 2017).
 """
 
 import functools
@@ -71,36 +71,6 @@ def bits_per_dim(nll: Any, num_dims: int, level_width: float | None = None) -> A
     """
     bits = nll / (num_dims * math.log(2))
     return bits if level_width is None else bits - math.log2(level_width)
-
-
-def importance_weighted_bound(
-    key: Array,
-    propose: Callable[[Array], tuple[Any, Array]],
-    log_joint: Callable[[Any], Array],
-    num_samples: int,
-) -> Array:
-    """log 1/K sum_k p(x, z_k) / q(z_k | x), in nats, (B,).
-
-    At most log p(x) on average, rising with K = `num_samples`; exact for any K where q is the posterior. The
-    draws are streamed through a running log-sum-exp, so memory does not grow with their number.
-
-    Args:
-        propose: key -> (z, log q(z | x) (B,)).
-        log_joint: z -> log p(x, z), (B,).
-    """
-
-    def accumulate(carry, index):
-        largest, total = carry
-        z, log_proposal = propose(jax.random.fold_in(key, index))
-        log_weight = log_joint(z) - log_proposal
-        new_largest = jnp.maximum(largest, log_weight)
-        total = total * jnp.exp(largest - new_largest) + jnp.exp(log_weight - new_largest)
-        return (new_largest, total), None
-
-    shape = jax.eval_shape(propose, key)[1]
-    start = jnp.full(shape.shape, -jnp.inf), jnp.zeros(shape.shape)
-    (largest, total), _ = jax.lax.scan(accumulate, start, jnp.arange(num_samples))
-    return largest + jnp.log(total) - math.log(num_samples)
 
 
 class Annealed(NamedTuple):
