@@ -13,12 +13,20 @@ from jaxgen.data.images import held_out
 SIDE = 32
 """Pixels."""
 
-FACTORS = {
-    "shape": ("square", "ellipse", "heart"),
-    "scale": (4.0, 5.0, 6.0, 7.0),  # pixels from the centre to the farthest point
-    "orientation": tuple(np.arange(8) * np.pi / 16),  # below a quarter turn, which a square does not show
-    "x": tuple(range(-7, 8, 2)),  # pixels, to the right
-    "y": tuple(range(-7, 8, 2)),  # pixels, upwards
+SHAPES = ("square", "ellipse", "heart")
+SCALES = (4.0, 5.0, 6.0, 7.0)
+"""Pixels from the centre to the farthest point."""
+ORIENTATIONS = tuple(float(turn) for turn in np.arange(8) * np.pi / 16)
+"""Radians, anticlockwise; below a quarter turn, which a square does not show."""
+OFFSETS = (-7, -5, -3, -1, 1, 3, 5, 7)
+"""Pixels of the centre from the picture's, to the right and upwards."""
+
+FACTORS: dict[str, tuple] = {
+    "shape": SHAPES,
+    "scale": SCALES,
+    "orientation": ORIENTATIONS,
+    "x": OFFSETS,
+    "y": OFFSETS,
 }
 """The factors by name, in the order of the columns of "factors", with the values their integers stand for."""
 
@@ -33,17 +41,17 @@ def factors(split: str) -> Dataset:
     sizes = [len(values) for values in FACTORS.values()]
     which = np.stack(np.meshgrid(*map(np.arange, sizes), indexing="ij"), -1).reshape(-1, len(sizes))
     chosen = which[held_out(which[:, 0]) == (split == "test")]
-    margin = max(FACTORS["x"])
+    margin = max(OFFSETS)
     centred = np.zeros((*sizes[:3], SIDE + 2 * margin, SIDE + 2 * margin), np.uint8)
-    for place in itertools.product(*map(range, sizes[:3])):
-        values = (FACTORS[name][index] for name, index in zip(FACTORS, place, strict=False))
-        centred[place] = _render(*values, SIDE + 2 * margin)
+    for shape, scale, orientation in itertools.product(*map(range, sizes[:3])):
+        values = SHAPES[shape], SCALES[scale], ORIENTATIONS[orientation]
+        centred[shape, scale, orientation] = _render(*values, SIDE + 2 * margin)
     image = np.empty((len(chosen), SIDE, SIDE, 1), np.uint8)
     for row, (shape, scale, orientation, x, y) in enumerate(chosen):
-        left, top = margin - FACTORS["x"][x], margin + FACTORS["y"][y]
+        left, top = margin - OFFSETS[x], margin + OFFSETS[y]
         image[row, ..., 0] = centred[shape, scale, orientation, top : top + SIDE, left : left + SIDE]
     arrays = {"image": image, "label": chosen[:, 0], "factors": chosen}
-    return Dataset("factors", split, arrays, num_classes=len(FACTORS["shape"]), label_names=FACTORS["shape"])
+    return Dataset("factors", split, arrays, num_classes=len(SHAPES), label_names=SHAPES)
 
 
 def _render(shape: str, scale: float, orientation: float, side: int) -> np.ndarray:
