@@ -1,4 +1,4 @@
-"""Adversarial losses against closed forms, the divergences they estimate, and the definition of a conjugate."""
+"""Adversarial losses against closed forms, the divergences they estimate, and what defines a conjugate."""
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +109,7 @@ def test_the_generator_minimises_the_bound_or_maximises_the_activation(name):
 
 
 def test_quadrature_of_two_normals():
-    """Tight bounds on N(0, 1) against N(1/2, 1), integrated on a grid, and closed forms of the divergences."""
+    """Tight bounds for N(0, 1) against N(1/2, 1), integrated on a grid, and the closed forms."""
     p, q = stats.norm(0, 1), stats.norm(0.5, 1)
     exact = {
         "kl": 0.125,
@@ -219,7 +219,7 @@ def test_finite_with_finite_slopes_at_large_logits_in_float32(name):
 
 @pytest.mark.parametrize("name", [name for name in sorted(LOSSES) if "practical" not in name])
 def test_confident_mistakes_still_have_a_slope(name):
-    """Nothing is clipped: a discriminator 30 off the wrong way is told so, but where the loss itself is flat."""
+    """Nothing is clipped: a discriminator 30 off the wrong way is told so, unless the loss itself is flat."""
     loss = LOSSES[name]
     real = jax.grad(lambda d: loss.discriminator(d, -d))(jnp.full(2, -30.0))
     assert (real < 0).all() or name == "f:total_variation"
