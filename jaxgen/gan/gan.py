@@ -89,6 +89,8 @@ class Config:
     """Examples the discriminator judges together, joined along their channels."""
     minibatch_stddev: int = 0
     """Show the last layer how much features vary within groups of so many judgements; 0 does not."""
+    minibatch_kernels: int = 0
+    """Show the last layer how near each judgement lies to the others under so many kernels; 0 does not."""
     feature_matching: bool = False
     """Train the generator to match the mean features of real data, in place of its loss."""
     conditioning: Literal["none", "concat", "projection", "auxiliary"] = "none"
@@ -97,6 +99,8 @@ class Config:
     """Weight of the discriminator's classification loss under auxiliary conditioning."""
     auxiliary_generator_weight: float = 0.1
     """The same of the generator's."""
+    unrolling: int = 0
+    """Steps the generator thinks the discriminator ahead, and differentiates through."""
     discriminator_steps: int = 1
     """Steps of the discriminator to one of the generator; the batch is split among them."""
     rule: Literal["adam", "rmsprop"] = "adam"
@@ -193,7 +197,6 @@ def discriminator_loss(
     real, label = observed(batch), _label(batch, cfg)
     code_key, real_key, fake_key, flip_key, penalty_key = jax.random.split(key, 5)
     fake, _ = _generate(state.params["generator"], state, code_key, len(real), label, cfg)
-    fake = jax.lax.stop_gradient(fake)
     # The singular vectors move here and nowhere else, so that the whole step sees the same weights.
     moving, stats = ("batch_stats", "spectral"), state.stats["discriminator"]
     on_real, stats = _judge(params, stats, state, real, label, real_key, cfg, mutable=moving)
@@ -241,8 +244,10 @@ def generator_loss(
     Returns the loss, and the generator's new statistics with what there is to log.
     """
     real, label = observed(batch), _label(batch, cfg)
-    code_key, real_key, fake_key = jax.random.split(key, 3)
+    code_key, real_key, fake_key, unrolling_key = jax.random.split(key, 4)
     fake, stats = _generate(params, state, code_key, len(real), label, cfg)
+    if cfg.unrolling:
+        state = _unrolled(params, state, batch, unrolling_key, cfg)
     discriminator = state.params["discriminator"], state.stats["discriminator"], state
     on_real, _ = _judge(*discriminator, real, label, real_key, cfg)
     on_fake, _ = _judge(*discriminator, fake, label, fake_key, cfg)
@@ -365,6 +370,7 @@ def _networks(cfg: Config) -> tuple[nn.Module, nn.Module]:
         cfg.conditioning,
         cfg.num_classes,
         cfg.minibatch_stddev,
+        cfg.minibatch_kernels,
         cfg.discriminator_normalization,
         cfg.init_std,
         cfg.dtype,
@@ -387,6 +393,16 @@ def _judge(params, stats, state, x, label, key, cfg, mutable=("batch_stats",)):
     variables, rngs = _variables(params, stats), {"dropout": dropout_key}
     verdict, new = _networks(cfg)[1].apply(variables, x, label, True, rngs=rngs, mutable=mutable)
     return verdict, {**stats, **new}
+
+
+def _unrolled(params, state, batch, key, cfg):
+    """The state after steps of the discriminator against the generator `params`, differentiable in these."""
+
+    def ahead(state, index):
+        return discriminator_step(state, batch, jax.random.fold_in(key, index), cfg, index)[0], None
+
+    state = state._replace(params={**state.params, "generator": params})
+    return jax.lax.scan(jax.checkpoint(ahead), state, jnp.arange(cfg.unrolling))[0]
 
 
 def _critic(params, stats, state, label, key, cfg):

@@ -48,40 +48,38 @@ def assert_same(first, second):
 def test_with_everything_off_it_is_the_textbook_step():
     """Two networks, two gradients, two Adams, and nothing of the engine but its keys."""
     cfg = tiny(ema_decay=0.0)
-    state = gan.init(KEY, cfg)
-    generator, body = mlp.Generator((2,), (8,)), mlp.Discriminator((8,))
-    adam = optax.adam(2e-4, 0.5, 0.999)
-    params_g, params_d = state.params["generator"], state.params["discriminator"]
-    opt_g, opt_d = adam.init(params_g), adam.init(params_d)
+    start = gan.init(KEY, cfg)
+    generator, body, adam = mlp.Generator((2,), (8,)), mlp.Discriminator((8,)), optax.adam(2e-4, 0.5, 0.999)
 
     def logits(params, x):
         features = body.apply({"params": params["body"]}, x, True)
         return (features @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"])[:, 0]
 
-    for step in range(3):
-        key = jax.random.fold_in(state.key, step)
-        d_key, g_key = (jax.random.split(jax.random.fold_in(key, turn), n)[0] for turn, n in ((0, 5), (1, 3)))
+    def loss_d(params, params_g, z):
+        real, fake = (logits(params, x) for x in (BATCH["x"], generator.apply({"params": params_g}, z, True)))
+        return -jnp.log(jax.nn.sigmoid(real)).mean() - jnp.log(1 - jax.nn.sigmoid(fake)).mean()
+
+    def loss_g(params, params_d, z):
+        fake = logits(params_d, generator.apply({"params": params}, z, True))
+        return -jnp.log(jax.nn.sigmoid(fake)).mean()
+
+    @jax.jit
+    def textbook(params_g, params_d, opt_g, opt_d, step):
+        key = jax.random.fold_in(start.key, step)
+        d_key, g_key = (jax.random.split(jax.random.fold_in(key, turn), n)[0] for turn, n in ((0, 5), (1, 4)))
         z_d, z_g = (jax.random.normal(k, (16, 3)) for k in (d_key, g_key))
-
-        def loss_d(params, z=z_d, params_g=params_g):
-            real, fake = (
-                logits(params, BATCH["x"]),
-                logits(params, generator.apply({"params": params_g}, z, True)),
-            )
-            return -jnp.log(jax.nn.sigmoid(real)).mean() - jnp.log(1 - jax.nn.sigmoid(fake)).mean()
-
-        updates, opt_d = adam.update(jax.grad(loss_d)(params_d), opt_d)
+        updates, opt_d = adam.update(jax.grad(loss_d)(params_d, params_g, z_d), opt_d)
         params_d = optax.apply_updates(params_d, updates)
+        updates, opt_g = adam.update(jax.grad(loss_g)(params_g, params_d, z_g), opt_g)
+        return optax.apply_updates(params_g, updates), params_d, opt_g, opt_d
 
-        def loss_g(params, z=z_g, params_d=params_d):
-            return -jnp.log(
-                jax.nn.sigmoid(logits(params_d, generator.apply({"params": params}, z, True)))
-            ).mean()
-
-        updates, opt_g = adam.update(jax.grad(loss_g)(params_g), opt_g)
-        params_g = optax.apply_updates(params_g, updates)
-        state, _ = gan.train_step(state, BATCH, cfg)
-    expected = {"generator": params_g, "discriminator": params_d}
+    state, step = start, jax.jit(functools.partial(gan.train_step, cfg=cfg))
+    players = [state.params["generator"], state.params["discriminator"]]
+    players += [adam.init(params) for params in players]
+    for index in range(3):
+        players = textbook(*players, index)
+        state, _ = step(state, BATCH)
+    expected = {"generator": players[0], "discriminator": players[1]}
     chex.assert_trees_all_close(state.params, expected, atol=2e-6)
     assert_same(state.ema["params"], state.params["generator"])
 
@@ -370,10 +368,46 @@ def test_feature_matching_is_the_distance_of_mean_features():
     cfg = tiny(feature_matching=True)
     state = gan.init(KEY, cfg)
     value, _ = gan.generator_loss(state.params["generator"], state, BATCH, KEY, cfg)
-    z = jax.random.normal(jax.random.split(KEY, 3)[0], (16, 3))
+    z = jax.random.normal(jax.random.split(KEY, 4)[0], (16, 3))
     fake = mlp.Generator((2,), (8,)).apply({"params": state.params["generator"]}, z, True)
     means = [gan.judge(state, x, cfg).features.mean(0) for x in (BATCH["x"], fake)]
     assert value == pytest.approx(float(((means[0] - means[1]) ** 2).sum()), rel=1e-5)
+
+
+def test_minibatch_discrimination_counts_near_neighbours():
+    codes = jnp.array([[[0.0, 0]], [[0, 0]], [[1, 2]], [[50, 0]]])
+    near = np.exp(-3)
+    np.testing.assert_allclose(head.nearness(codes)[:, 0], [1 + near, 1 + near, 2 * near, 0], atol=1e-6)
+    cfg = tiny(minibatch_kernels=6)
+    state = gan.init(KEY, cfg)
+    assert state.params["discriminator"]["Dense_0"]["kernel"].shape == (8, 30)
+    five, three = (gan.judge(state, jnp.ones((n, 2)), cfg).logits[0] for n in (5, 3))
+    weights = state.params["discriminator"]["Dense_1"]["kernel"][8:]
+    np.testing.assert_allclose(five - three, 2 * weights.sum(), rtol=1e-4)  # two more at distance 0
+
+
+def test_the_unrolled_generator_answers_the_discriminator_to_come():
+    cfg = tiny(unrolling=2, discriminator_learning_rate=0.1)
+    state = gan.init(KEY, cfg)
+    key = jax.random.split(KEY, 4)[3]
+
+    def by_hand(params):
+        ahead = state._replace(params={**state.params, "generator": params})
+        for index in range(2):
+            ahead, _ = gan.discriminator_step(ahead, BATCH, jax.random.fold_in(key, index), cfg)
+        return gan.generator_loss(params, ahead, BATCH, KEY, TINY)[0]
+
+    loss = lambda params: gan.generator_loss(params, state, BATCH, KEY, cfg)[0]
+    params = state.params["generator"]
+    values = [jax.jit(jax.value_and_grad(f))(params) for f in (loss, by_hand)]
+    chex.assert_trees_all_close(*values, rtol=1e-3, atol=1e-5)
+    # Holding the discriminator of the future fixed gives another gradient: that of its answer is missing.
+    ahead = gan._unrolled(params, state, BATCH, key, cfg)
+    fixed = jax.grad(lambda p: gan.generator_loss(p, ahead, BATCH, KEY, TINY)[0])(params)
+    difference = optax.tree.norm(optax.tree.sub(values[0][1], fixed))
+    assert difference > 0.05 * optax.tree.norm(fixed)
+    after, _ = gan.generator_step(state, BATCH, KEY, cfg)
+    assert_same(after.params["discriminator"], state.params["discriminator"])
 
 
 def test_augmentation_reaches_real_and_generated_images():
@@ -500,19 +534,18 @@ def test_settings_that_do_not_go_together_are_refused(changes, message):
 
 
 def test_bfloat16_computes_and_keeps_float32_parameters():
-    cfg = gan.Config(network="dcgan", generator_widths=(8, 4), discriminator_widths=(4, 8), num_latents=4)
-    cfg = dataclasses.replace(cfg, dtype="bfloat16", penalty="r1", discriminator_normalization="spectral")
-    cfg = dataclasses.replace(cfg, generator_normalization="batch")
+    cfg = tiny(
+        dtype="bfloat16", penalty="r1", discriminator_normalization="spectral", conditioning="projection"
+    )
+    cfg = dataclasses.replace(cfg, num_classes=3, generator_normalization="batch")
     state = gan.init(KEY, cfg)
-    batch = {"image": jax.random.uniform(KEY, (8, 8, 8, 1), minval=-1)}
-    after, metrics = jax.jit(functools.partial(gan.train_step, cfg=cfg))(state, batch)
+    after, metrics = jax.jit(functools.partial(gan.train_step, cfg=cfg))(state, BATCH)
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
     assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {jnp.dtype("float32")}
     assert all(value.dtype == jnp.float32 for value in metrics.values())
-    exact, rough = (
-        discriminator_loss(c, state, batch)[0] for c in (dataclasses.replace(cfg, dtype="float32"), cfg)
-    )
+    exact, rough = (discriminator_loss(c, state)[0] for c in (dataclasses.replace(cfg, dtype="float32"), cfg))
     assert rough == pytest.approx(float(exact), rel=0.05)
+    assert rough != exact
 
 
 def test_networks_and_optimizers_of_ones_own_train_sample_and_load(tmp_path):

@@ -10,6 +10,9 @@ from jax import Array
 from jaxgen.gan.networks import layers
 from jaxgen.nn import norm
 
+KERNEL_DIMENSIONS = 5
+"""Of each kernel of minibatch discrimination."""
+
 
 class Verdict(NamedTuple):
     """What a discriminator says of B examples in sets of m, in float32."""
@@ -26,7 +29,8 @@ class Discriminator(nn.Module):
     `conditioning` is "none"; "concat": the label as further channels (Mirza & Osindero 2014); "projection":
     <embedding of the label, features> is added to the logit (Miyato & Koyama 2018); "auxiliary": a
     classifier shares the features (Odena et al. 2017). `minibatch_stddev` is the size of the groups in which
-    the standard deviation of features becomes one feature more (Karras et al. 2018), here the last layer's.
+    the standard deviation of features becomes one feature more (Karras et al. 2018), here the last layer's;
+    `minibatch_kernels` the number of kernels of minibatch discrimination (Salimans et al. 2016).
     """
 
     body: nn.Module
@@ -34,6 +38,7 @@ class Discriminator(nn.Module):
     conditioning: str = "none"
     num_classes: int = 0
     minibatch_stddev: int = 0
+    minibatch_kernels: int = 0
     normalization: str = "none"
     std: float = 0.0
     dtype: Any = jnp.float32
@@ -45,6 +50,10 @@ class Discriminator(nn.Module):
         features = last = self.body(pack(x, self.packing), train)
         if self.minibatch_stddev:
             last = jnp.concatenate([features, group_stddev(features, self.minibatch_stddev)], -1)
+        if self.minibatch_kernels:
+            kernels = nn.Dense(KERNEL_DIMENSIONS * self.minibatch_kernels, use_bias=False, dtype=self.dtype)
+            codes = kernels(features).reshape(len(features), self.minibatch_kernels, KERNEL_DIMENSIONS)
+            last = jnp.concatenate([last, nearness(codes).astype(last.dtype)], -1)
         normalization = "spectral" if self.normalization == "spectral" else "none"
         logits = layers.dense(1, normalization, self.std, self.dtype)(last)[:, 0]
         classes = None
@@ -56,6 +65,12 @@ class Discriminator(nn.Module):
             classes = layers.dense(self.num_classes, normalization, self.std, self.dtype)(last)
             classes = classes.astype(jnp.float32)
         return Verdict(logits.astype(jnp.float32), features.astype(jnp.float32), classes)
+
+
+def nearness(codes: Array) -> Array:
+    """Of codes (B, K, D) the sums over all others of exp(-|difference|_1), (B, K)."""
+    distances = jnp.abs(codes[:, None] - codes[None]).sum(-1)
+    return jnp.exp(-distances).sum(1) - 1  # one is of each with itself
 
 
 def with_label(x: Array, label: Array | None, num_classes: int) -> Array:
