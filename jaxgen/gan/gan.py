@@ -9,8 +9,8 @@ networks come from `networks` or from the caller; `presets` has the papers as va
 
 A batch is split into `discriminator_steps` parts. Each serves one step of D, the last one then a step of G,
 so that the examples of a step are those D is shown, however often it moves. Every turn draws fresh codes.
-Real and generated data pass through D apart, real first, and so does each its own batch statistics. D's
-turn changes nothing of G, statistics included, and G's nothing of D.
+Real and generated data pass through D apart, real first, so that batch normalization treats each by its own
+statistics. D's turn changes nothing of G, statistics included, and G's nothing of D.
 """
 
 import dataclasses
@@ -93,10 +93,12 @@ class Config:
     """Show the last layer how near each judgement lies to the others under so many kernels; 0 does not."""
     feature_matching: bool = False
     """Train the generator to match the mean features of real data, in place of its loss."""
-    conditioning: Literal["none", "concat", "projection", "auxiliary"] = "none"
-    """How the discriminator uses labels; the generator's are joined to z."""
+    conditioning: Literal["none", "concat", "projection", "auxiliary", "info"] = "none"
+    """How the discriminator uses labels; the generator's are joined to z. Those of info are made up."""
+    num_codes: int = 10
+    """info only: made-up classes, which the discriminator learns to read off what was generated from them."""
     auxiliary_weight: float = 1.0
-    """Weight of the discriminator's classification loss under auxiliary conditioning."""
+    """Weight of the discriminator's classification loss under auxiliary or info conditioning."""
     auxiliary_generator_weight: float = 0.1
     """The same of the generator's."""
     unrolling: int = 0
@@ -120,7 +122,7 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype of the networks; parameters, losses and penalties stay float32."""
     generator: nn.Module | None = None
-    """Your own network: codes (B, num_latents + classes used), train -> (B, *shape)."""
+    """Your own network: codes (B, num_latents + num_labels), train -> (B, *shape)."""
     discriminator: nn.Module | None = None
     """Your own network: (B, ...), train -> features (B, F); a last linear layer is added."""
     generator_optimizer: optax.GradientTransformation | None = None
@@ -194,8 +196,8 @@ def discriminator_loss(
     statistics with what there is to log.
     """
     loss = LOSSES[cfg.loss]
-    real, label = observed(batch), _label(batch, cfg)
-    code_key, real_key, fake_key, flip_key, penalty_key = jax.random.split(key, 5)
+    code_key, real_key, fake_key, flip_key, penalty_key, label_key = jax.random.split(key, 6)
+    real, label = observed(batch), _label(batch, label_key, cfg)
     fake, _ = _generate(state.params["generator"], state, code_key, len(real), label, cfg)
     # The singular vectors move here and nowhere else, so that the whole step sees the same weights.
     moving, stats = ("batch_stats", "spectral"), state.stats["discriminator"]
@@ -215,10 +217,11 @@ def discriminator_loss(
         "discriminator_loss": adversarial,
         **_diagnostics(on_real.logits, on_fake.logits, loss.threshold),
     }
-    if cfg.conditioning == "auxiliary":
-        classification = sum(_cross_entropy(verdict.classes, label) for verdict in (on_real, on_fake))
+    if on_fake.classes is not None:
+        labelled = (on_fake,) if cfg.conditioning == "info" else (on_fake, on_real)
+        classification = sum(_cross_entropy(verdict.classes, label) for verdict in labelled)
         value = value + cfg.auxiliary_weight * classification
-        metrics["class_accuracy"] = (on_real.classes.argmax(-1) == label).mean()
+        metrics["class_accuracy"] = (labelled[-1].classes.argmax(-1) == label).mean()
     if cfg.penalty != "none":
 
         def penalty():
@@ -243,8 +246,8 @@ def generator_loss(
 
     Returns the loss, and the generator's new statistics with what there is to log.
     """
-    real, label = observed(batch), _label(batch, cfg)
-    code_key, real_key, fake_key, unrolling_key = jax.random.split(key, 4)
+    code_key, real_key, fake_key, unrolling_key, label_key = jax.random.split(key, 5)
+    real, label = observed(batch), _label(batch, label_key, cfg)
     fake, stats = _generate(params, state, code_key, len(real), label, cfg)
     if cfg.unrolling:
         state = _unrolled(params, state, batch, unrolling_key, cfg)
@@ -256,7 +259,7 @@ def generator_loss(
     else:
         value = LOSSES[cfg.loss].generator(on_real.logits, on_fake.logits)
     metrics = {"generator_loss": value}
-    if cfg.conditioning == "auxiliary":
+    if on_fake.classes is not None:
         value = value + cfg.auxiliary_generator_weight * _cross_entropy(on_fake.classes, label)
     if cfg.orthogonal_weight:
         value = value + cfg.orthogonal_weight * penalties.orthogonal(params)
@@ -331,7 +334,7 @@ def sample(
     else:
         z = jax.random.truncated_normal(code_key, -truncation, truncation, shape)
     if cfg.conditioning != "none" and label is None:
-        label = jax.random.randint(label_key, (n,), 0, cfg.num_classes)
+        label = jax.random.randint(label_key, (n,), 0, num_labels(cfg))
     return decode(state, z, cfg, label)
 
 
@@ -344,6 +347,13 @@ def judge(state: State, x: Array, cfg: Config, label: Array | None = None) -> he
     """The discriminator's logits and features of data x (B, *shape), without noise or augmentation."""
     variables = _variables(state.params["discriminator"], state.stats["discriminator"])
     return _networks(cfg)[1].apply(variables, x, label, False)
+
+
+def num_labels(cfg: Config) -> int:
+    """Classes of the labels that go with z; 0 of an unconditional model."""
+    if cfg.conditioning == "none":
+        return 0
+    return cfg.num_codes if cfg.conditioning == "info" else cfg.num_classes
 
 
 def _networks(cfg: Config) -> tuple[nn.Module, nn.Module]:
@@ -368,7 +378,7 @@ def _networks(cfg: Config) -> tuple[nn.Module, nn.Module]:
         body,
         cfg.packing,
         cfg.conditioning,
-        cfg.num_classes,
+        num_labels(cfg),
         cfg.minibatch_stddev,
         cfg.minibatch_kernels,
         cfg.discriminator_normalization,
@@ -445,19 +455,21 @@ def _parts(batch, cfg):
         )
     # Neighbours go to different parts, so that devices which hold a slice of the batch hold one of each part.
     split = lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
-    kept = {"label": batch["label"]} if cfg.conditioning != "none" else {}
+    kept = {"label": batch["label"]} if cfg.conditioning not in ("none", "info") else {}
     name = "image" if "image" in batch else "x"
     return jax.tree.map(split, {name: batch[name], **kept})
 
 
-def _label(batch, cfg):
+def _label(batch, key, cfg):
+    if cfg.conditioning == "info":
+        return jax.random.randint(key, (len(observed(batch)),), 0, cfg.num_codes)
     return batch["label"] if cfg.conditioning != "none" else None
 
 
 def _codes(z, label, cfg):
     if cfg.conditioning == "none":
         return z
-    return jnp.concatenate([z, jax.nn.one_hot(label, cfg.num_classes)], -1)
+    return jnp.concatenate([z, jax.nn.one_hot(label, num_labels(cfg))], -1)
 
 
 def _variables(params, stats):
@@ -490,7 +502,7 @@ def _check(cfg):
         )
     if cfg.label_smoothing and cfg.loss not in SMOOTHED:
         raise ValueError(f"label_smoothing is for the losses {' and '.join(SMOOTHED)}, not {cfg.loss}")
-    if cfg.conditioning != "none" and not cfg.num_classes:
+    if cfg.conditioning != "none" and not num_labels(cfg):
         raise ValueError(f"conditioning {cfg.conditioning!r} needs data with labels")
-    if cfg.packing > 1 and cfg.conditioning in ("projection", "auxiliary"):
+    if cfg.packing > 1 and cfg.conditioning in ("projection", "auxiliary", "info"):
         raise ValueError(f'packing goes with conditioning "none" or "concat", not {cfg.conditioning!r}')

@@ -44,6 +44,7 @@ DCGAN = dataclasses.replace(_SMALL_IMAGES, discriminator_normalization="batch")
 LSGAN = dataclasses.replace(DCGAN, loss="least_squares")
 PACGAN = dataclasses.replace(DCGAN, packing=2)
 ACGAN = dataclasses.replace(DCGAN, conditioning="auxiliary", num_classes=10)
+INFOGAN = dataclasses.replace(DCGAN, conditioning="info", num_codes=10, auxiliary_generator_weight=1.0)
 WGAN = dataclasses.replace(
     DCGAN, loss="wasserstein", weight_clip=0.01, rule="rmsprop", learning_rate=5e-5, discriminator_steps=5
 )
@@ -140,6 +141,9 @@ PRESETS: dict[str, Preset] = {
     "cgan": Preset(CGAN, "Mirza & Osindero 2014", "The class asked for, in the quality of NSGAN."),
     "acgan": Preset(
         ACGAN, "Odena, Olah & Shlens 2017", "Clear classes, each of little variety: precision above recall."
+    ),
+    "infogan": Preset(
+        INFOGAN, "Chen et al. 2016 (the categorical code)", "Ten made-up classes, many of them real ones."
     ),
     "projection_gan": Preset(
         PROJECTION_GAN, "Miyato & Koyama 2018", "Classes as clear as ACGAN's, with more variety within."

@@ -358,6 +358,7 @@ def test_group_stddev():
     np.testing.assert_allclose(value[:4, 0], x[:4].std(0).mean(), rtol=1e-5)
     shuffled = jnp.concatenate([x[:4][::-1], x[4:]])
     np.testing.assert_allclose(head.group_stddev(shuffled, 4), value, rtol=1e-5)
+    np.testing.assert_allclose(head.group_stddev(x[:6], 4)[4:, 0], x[4:6].std(0).mean(), rtol=1e-4)
     cfg = tiny(minibatch_stddev=4)
     state = gan.init(KEY, cfg)
     assert state.params["discriminator"]["Dense_0"]["kernel"].shape == (9, 1)
@@ -481,6 +482,22 @@ def test_auxiliary_losses_have_their_weights():
     assert gain == pytest.approx(2 * 2 * np.log(3), rel=1e-4)  # uniform, on real and on generated data
     losses = [gan.generator_loss(state.params["generator"], state, BATCH, KEY, c)[0] for c in (weighted, cfg)]
     assert losses[0] - losses[1] == pytest.approx(0.5 * np.log(3), rel=1e-4)
+
+
+def test_made_up_classes_need_no_labels_and_are_read_off_samples_alone():
+    cfg = tiny(conditioning="info", num_codes=4, auxiliary_weight=0.0, auxiliary_generator_weight=0.0)
+    state = gan.init(KEY, cfg)
+    assert state.params["generator"]["Dense_0"]["kernel"].shape == (3 + 4, 8)
+    batch = {"x": BATCH["x"]}
+    weighted = dataclasses.replace(cfg, auxiliary_weight=2.0, auxiliary_generator_weight=0.5)
+    head_params = jax.tree.map(jnp.zeros_like, state.params["discriminator"]["Dense_1"])
+    flat = {**state.params["discriminator"], "Dense_1": head_params}
+    state = state._replace(params={**state.params, "discriminator": flat})
+    gain = discriminator_loss(weighted, state, batch)[0] - discriminator_loss(cfg, state, batch)[0]
+    assert gain == pytest.approx(2 * np.log(4), rel=1e-4)
+    losses = [gan.generator_loss(state.params["generator"], state, batch, KEY, c)[0] for c in (weighted, cfg)]
+    assert losses[0] - losses[1] == pytest.approx(0.5 * np.log(4), rel=1e-4)
+    assert gan.sample(KEY, state, 5, cfg).shape == (5, 2)
 
 
 def test_labels_become_channels():

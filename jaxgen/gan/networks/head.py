@@ -1,5 +1,6 @@
 """The discriminator around a body of layers: what goes in with the examples, and the last, linear layers."""
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -28,9 +29,10 @@ class Discriminator(nn.Module):
     `packing` examples are judged together, joined along their channels (PacGAN, Lin et al. 2018).
     `conditioning` is "none"; "concat": the label as further channels (Mirza & Osindero 2014); "projection":
     <embedding of the label, features> is added to the logit (Miyato & Koyama 2018); "auxiliary": a
-    classifier shares the features (Odena et al. 2017). `minibatch_stddev` is the size of the groups in which
-    the standard deviation of features becomes one feature more (Karras et al. 2018), here the last layer's;
-    `minibatch_kernels` the number of kernels of minibatch discrimination (Salimans et al. 2016).
+    classifier shares the features (Odena et al. 2017); "info": it reads off what was generated the made-up
+    class it was generated from (InfoGAN, Chen et al. 2016). `minibatch_stddev` is the size of the groups in
+    which the standard deviation of features becomes one feature more (Karras et al. 2018), here the last
+    layer's; `minibatch_kernels` the number of kernels of minibatch discrimination (Salimans et al. 2016).
     """
 
     body: nn.Module
@@ -61,7 +63,7 @@ class Discriminator(nn.Module):
             embed = nn.Embed(self.num_classes, features.shape[-1], dtype=self.dtype)
             embed = norm.SpectralNorm(embed) if normalization == "spectral" else embed
             logits = logits + (embed(label) * features).sum(-1)
-        if self.conditioning == "auxiliary":
+        if self.conditioning in ("auxiliary", "info"):
             classes = layers.dense(self.num_classes, normalization, self.std, self.dtype)(last)
             classes = classes.astype(jnp.float32)
         return Verdict(logits.astype(jnp.float32), features.astype(jnp.float32), classes)
@@ -86,7 +88,10 @@ def pack(x: Array, count: int) -> Array:
 
 
 def group_stddev(features: Array, size: int) -> Array:
-    """The mean over features of their standard deviation within groups of `size` neighbours, (B, 1)."""
-    size = min(size, len(features))
+    """The mean over features of their standard deviation within groups of neighbours, (B, 1).
+
+    Groups are of `size`, or of its greatest common divisor with B.
+    """
+    size = math.gcd(size, len(features))
     groups = features.reshape(-1, size, features.shape[-1])
     return jnp.repeat(jnp.sqrt(groups.var(1) + 1e-8).mean(-1), size)[:, None]
