@@ -1,4 +1,4 @@
-"""Flax's batch, group and instance normalization, with the backward pass in closed form.
+"""Flax's batch, group and instance normalization, with the backward pass in closed form; spectral norms.
 
 With x^ = (x - mean) / std over n entries and y = scale x^ + bias, the gradient of <y, g> in x is
 
@@ -22,6 +22,9 @@ from flax.linen.dtypes import canonicalize_dtype
 from jax import Array, lax
 
 Initializer = nn.initializers.Initializer
+
+FIRST_ITERATIONS = 20
+"""Steps of the power method when a spectrally normalized layer is initialized."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
@@ -168,6 +171,53 @@ class InstanceNorm(nn.Module):
         scale, bias, dtype = _parameters(self, x)
         axes = tuple(range(1, x.ndim - 1))
         return normalize(x, scale, bias, axes, x.shape[-1], self.epsilon, dtype)[0]
+
+
+class SpectralNorm(nn.Module):
+    """`layer` with each of its kernels W divided by its largest singular value, u'Wv (Miyato et al. 2018).
+
+    A kernel counts as the matrix (inputs, C_out), all axes but the last flattened; parameters of one axis
+    stay as they are. Collection `spectral` keeps the singular vectors. Where it is mutable, and only there, a
+    call first takes `num_iterations` steps of the power method and keeps the result. So let one pass of a
+    training step have it mutable, hand what that returns to the others, and all of them see one kernel. The
+    gradient passes through W but not through the vectors.
+
+    Example:
+        y = SpectralNorm(conv.Conv(64, (3, 3)))(x)
+    """
+
+    layer: nn.Module
+    num_iterations: int = 1
+    epsilon: float = 1e-12
+
+    @nn.compact
+    def __call__(self, *args: Any) -> Array:
+        call = nn.map_variables(
+            lambda layer: layer(*args),
+            "params",
+            lambda variables: jax.tree_util.tree_map_with_path(self._normalized, variables),
+            init=self.is_initializing(),
+            mutable=True,
+        )
+        return call(self.layer)
+
+    def _normalized(self, path, kernel):
+        if kernel.ndim < 2:
+            return kernel
+        matrix = _widen(kernel).reshape(-1, kernel.shape[-1])
+        name = "/".join(str(part.key) for part in path[1:])
+        start = lambda size: self._unit(jax.random.normal(self.make_rng("params"), (size,)))
+        u = self.variable("spectral", f"{name}/u", start, matrix.shape[0])
+        v = self.variable("spectral", f"{name}/v", start, matrix.shape[1])
+        if self.is_mutable_collection("spectral"):
+            fixed = lax.stop_gradient(matrix)
+            for _ in range(FIRST_ITERATIONS if self.is_initializing() else self.num_iterations):
+                u.value = self._unit(fixed @ v.value)
+                v.value = self._unit(u.value @ fixed)
+        return (kernel / (u.value @ matrix @ v.value)).astype(kernel.dtype)
+
+    def _unit(self, x):
+        return x * lax.rsqrt((x**2).sum() + self.epsilon)
 
 
 def _parameters(module, x):

@@ -7,7 +7,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
-from jaxgen.nn import norm
+from jaxgen.nn import conv, norm
 
 
 def normal(seed, *shape, dtype=jnp.float32):
@@ -145,6 +145,68 @@ def test_running_averages_in_the_field_or_in_the_call_but_in_one():
     assert_close(norm.BatchNorm(True).apply(variables, x), x, 1e-4)
     with pytest.raises(ValueError, match="use_running_average"):
         norm.BatchNorm().apply(variables, x)
+
+
+# Spectral normalization ---------------------------------------------------------------------------
+
+
+def spectral(layer, x):
+    """The wrapped layer, its variables, and its one kernel as a matrix."""
+    module = norm.SpectralNorm(layer)
+    variables = module.init(jax.random.key(0), x)
+    (kernel,) = (leaf for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim > 1)
+    return module, variables, np.asarray(kernel).reshape(-1, kernel.shape[-1])
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(nn.Dense(5), (3, 7)), (conv.Conv(6, (3, 3)), (2, 5, 5, 4)), (nn.Embed(9, 4), (3,))],
+)
+def test_the_kernel_is_divided_by_its_largest_singular_value(layer, shape):
+    x = jnp.arange(3) if len(shape) == 1 else normal(0, *shape)
+    module, variables, kernel = spectral(layer, x)
+    for _ in range(50):
+        _, stats = module.apply(variables, x, mutable=["spectral"])
+        variables = {**variables, **stats}
+    left, singular, right = np.linalg.svd(kernel)
+    plain = {"params": variables["params"]["layer"]}
+    scaled = jax.tree.map(lambda a: a / singular[0] if a.ndim > 1 else a, plain)
+    np.testing.assert_allclose(module.apply(variables, x), layer.apply(scaled, x), rtol=1e-4, atol=1e-6)
+    vectors = {name[-1]: np.asarray(value) for name, value in variables["spectral"].items()}
+    assert abs(vectors["u"] @ left[:, 0]) == pytest.approx(1, abs=1e-4)
+    assert abs(vectors["v"] @ right[0]) == pytest.approx(1, abs=1e-4)
+
+
+def test_the_power_method_advances_where_it_may_and_only_there():
+    x = normal(0, 3, 7)
+    module, variables, kernel = spectral(nn.Dense(5), x)
+    vectors = {name: normal(1, *value.shape) for name, value in variables["spectral"].items()}
+    variables = {**variables, "spectral": {k: a / jnp.linalg.norm(a) for k, a in vectors.items()}}
+    y, stats = module.apply(variables, x, mutable=["spectral"])
+    v0 = variables["spectral"]["kernel/v"]
+    u1 = kernel @ v0 / np.linalg.norm(kernel @ v0)
+    v1 = kernel.T @ u1 / np.linalg.norm(kernel.T @ u1)
+    np.testing.assert_allclose(stats["spectral"]["kernel/u"], u1, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(stats["spectral"]["kernel/v"], v1, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(y, x @ kernel / (u1 @ kernel @ v1), rtol=1e-5, atol=1e-6)
+    again = module.apply({**variables, **stats}, x)
+    np.testing.assert_array_equal(again, module.apply({**variables, **stats}, x))
+    np.testing.assert_allclose(again, y, rtol=1e-6, atol=1e-7)
+
+
+def test_the_scale_of_the_kernel_is_lost_and_its_gradient_is_not():
+    x = normal(0, 3, 7)
+    module, variables, kernel = spectral(nn.Dense(5, use_bias=False), x)
+    tripled = {**variables, "params": jax.tree.map(lambda a: 3 * a, variables["params"])}
+    np.testing.assert_allclose(module.apply(tripled, x), module.apply(variables, x), rtol=1e-5, atol=1e-6)
+    loss = lambda params: jnp.sum(jnp.sin(module.apply({**variables, "params": params}, x)))
+    gradient = jax.tree.leaves(jax.grad(loss)(variables["params"]))[0]
+    assert abs((gradient * kernel).sum()) < 1e-4 * jnp.abs(gradient).sum()  # nothing along W itself
+    u, v = (np.asarray(variables["spectral"][f"kernel/{name}"]) for name in "uv")
+    g = jax.grad(lambda w: jnp.sum(jnp.sin(x @ w)))(jnp.asarray(kernel / (u @ kernel @ v)))
+    sigma = u @ kernel @ v
+    expected = (g - (g * kernel / sigma).sum() * np.outer(u, v)) / sigma  # Miyato et al. 2018, equation 10
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
 
 
 # Where and how it is run --------------------------------------------------------------------------

@@ -1,0 +1,61 @@
+"""Differentiable augmentation of what the discriminator sees, for small data sets (Zhao et al. 2020).
+
+The same random transformations are applied to real and to generated images, while both players train, and
+the generator's gradient passes through them. Every one is linear in the image, so gradients of any order do.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def color(key: Array, x: Array) -> Array:
+    """Brightness + U(-1/2, 1/2), saturation x U(0, 2), contrast x U(1/2, 3/2), for each image."""
+    shift, saturation, contrast = jax.random.uniform(key, (3, len(x), 1, 1, 1))
+    x = x + shift - 0.5
+    x = _scale_about(x.mean(-1, keepdims=True), x, 2 * saturation)
+    return _scale_about(x.mean((1, 2, 3), keepdims=True), x, contrast + 0.5)
+
+
+def translation(key: Array, x: Array) -> Array:
+    """Each image moved by up to an eighth of its size along both axes; 0 comes in from the border."""
+    height, width = x.shape[1:3]
+    reach = tuple(int(size / 8 + 0.5) for size in (height, width))
+    padded = jnp.pad(x, ((0, 0), *((r, r) for r in reach), (0, 0)))
+    limits = jnp.array([[2 * r + 1 for r in reach]])
+    starts = jax.random.randint(key, (len(x), 2), 0, limits)
+    crop = lambda image, start: jax.lax.dynamic_slice(image, (*start, 0), x.shape[1:])
+    return jax.vmap(crop)(padded, starts)
+
+
+def cutout(key: Array, x: Array) -> Array:
+    """A rectangle of half the height and width of each image set to 0; its centre lies anywhere inside."""
+    inside = True
+    for axis, axis_key in zip((1, 2), jax.random.split(key), strict=True):
+        size = x.shape[axis]
+        start = jax.random.randint(axis_key, (len(x), 1), 0, size + 1) - size // 4
+        place = jnp.arange(size)
+        covered = (place >= start) & (place < start + size // 2)
+        inside = inside & jnp.expand_dims(covered, (3 - axis, 3))
+    return jnp.where(inside, 0.0, x)
+
+
+AUGMENTATIONS: dict[str, Callable[[Array, Array], Array]] = {
+    "color": color,
+    "translation": translation,
+    "cutout": cutout,
+}
+"""By name: (key, images (B, H, W, C)) -> images."""
+
+
+def augment(key: Array, x: Array, policy: Sequence[str]) -> Array:
+    """Images (B, H, W, C) under the transformations named, in that order; no names leave them as they are."""
+    for index, name in enumerate(policy):
+        x = AUGMENTATIONS[name](jax.random.fold_in(key, index), x)
+    return x
+
+
+def _scale_about(mean, x, factor):
+    return mean + factor * (x - mean)

@@ -1,0 +1,79 @@
+"""What the networks share: layers with one initialization and normalization, and a check of sizes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxgen.nn import conv, norm
+
+MOMENTUM = 0.9
+"""Of the running statistics of batch normalization."""
+
+
+def initializer(std: float) -> nn.initializers.Initializer:
+    """N(0, std^2), or He's where std is 0."""
+    return nn.initializers.normal(std) if std else nn.initializers.he_normal()
+
+
+def dense(width: int, normalization: str, std: float, dtype: Any) -> nn.Module:
+    """A linear layer, spectrally normalized if that is asked for, without a bias that statistics cancel."""
+    bias = normalization in ("none", "spectral")
+    layer = nn.Dense(width, use_bias=bias, dtype=dtype, kernel_init=initializer(std))
+    return norm.SpectralNorm(layer) if normalization == "spectral" else layer
+
+
+def convolution(
+    width: int, size: int, normalization: str, std: float, dtype: Any, stride: int = 1
+) -> nn.Module:
+    """As `dense`, a convolution by a square kernel whose output is 1 / `stride` of the input's size."""
+    layer = conv.Conv(
+        width,
+        (size, size),
+        (stride, stride),
+        padding="SAME",
+        use_bias=normalization in ("none", "spectral"),
+        dtype=dtype,
+        kernel_init=initializer(std),
+    )
+    return norm.SpectralNorm(layer) if normalization == "spectral" else layer
+
+
+def normalize(x: Array, normalization: str, train: bool, std: float) -> Array:
+    """x (B, ..., C) under "batch" or "layer" normalization; as it is under "none" and "spectral"."""
+    scale_init = lambda key, shape, dtype: 1 + std * jax.random.normal(key, shape, dtype)
+    if normalization == "batch":
+        layer = norm.BatchNorm(
+            not train, MOMENTUM, dtype=x.dtype, scale_init=scale_init, param_dtype=jnp.float32
+        )
+        return layer(x)
+    return norm.GroupNorm(1, dtype=x.dtype)(x) if normalization == "layer" else x
+
+
+def leaky_relu(x: Array) -> Array:
+    """max(x, 0.2 x)."""
+    return nn.leaky_relu(x, 0.2)
+
+
+def nearest(x: Array) -> Array:
+    """(B, H, W, C) -> (B, 2H, 2W, C), every pixel four times."""
+    return x.repeat(2, 1).repeat(2, 2)
+
+
+def first_size(shape: Sequence[int], doublings: int) -> tuple[int, int]:
+    """Height and width that become those of an image of `shape` after so many doublings.
+
+    Raises:
+        ValueError: a shape that is no image, or cannot be halved that often; it names the nearest that can.
+    """
+    scale = 2**doublings
+    if len(shape) != 3 or any(size % scale or not size for size in shape[:2]):
+        fitting = [max(1, round(size / scale)) * scale for size in shape[:2]]
+        raise ValueError(
+            f"a network that doubles the size {doublings} times makes (height, width, channels) with height"
+            f" and width divisible by {scale}, not {tuple(shape)}: {fitting} would fit, or fewer widths"
+        )
+    return shape[0] // scale, shape[1] // scale

@@ -1,0 +1,74 @@
+"""Residual networks with spectral or no normalization in the discriminator (Miyato et al. 2018).
+
+For 32x32 images the paper's are generator widths (256, 256, 256) and discriminator widths (128, 128, 128,
+128). Weights start as Glorot's, sqrt 2 larger inside the blocks.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from jaxgen.gan.networks import layers
+from jaxgen.nn import conv, norm
+
+SMALLEST_HALVED = 8
+"""The discriminator's blocks halve images that are larger than this."""
+
+
+class Generator(nn.Module):
+    """A linear layer to `widths[0]` channels, then for each width a block that doubles the size.
+
+    Raises ValueError for images whose size is not divisible by 2^len(widths).
+    """
+
+    shape: tuple[int, ...]
+    widths: tuple[int, ...]
+    normalization: str = "batch"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, codes: Array, train: bool) -> Array:
+        size = layers.first_size(self.shape, len(self.widths))
+        init = nn.initializers.glorot_uniform()
+        x = nn.Dense(size[0] * size[1] * self.widths[0], dtype=self.dtype, kernel_init=init)(codes)
+        x = x.reshape(-1, *size, self.widths[0])
+        normalize = lambda x: nn.relu(layers.normalize(x, self.normalization, train, 0.0))
+        for width in self.widths:
+            y = layers.nearest(normalize(x))
+            y = _convolution(width, 3, 2.0, self.normalization, self.dtype)(y)
+            y = _convolution(width, 3, 2.0, "none", self.dtype)(normalize(y))
+            x = _convolution(width, 1, 1.0, "none", self.dtype)(layers.nearest(x)) + y
+        return nn.tanh(_convolution(self.shape[-1], 3, 1.0, "none", self.dtype)(normalize(x)))
+
+
+class Discriminator(nn.Module):
+    """A block for each width, which halves images larger than 8 pixels; features are sums over space.
+
+    `normalization` is "spectral", "layer" or "none". Images of odd size are not halved.
+    """
+
+    widths: tuple[int, ...]
+    normalization: str = "spectral"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        for index, width in enumerate(self.widths):
+            halve = min(x.shape[1:3]) > SMALLEST_HALVED and not any(size % 2 for size in x.shape[1:3])
+            pool = (lambda a: nn.avg_pool(a, (2, 2), (2, 2))) if halve else (lambda a: a)
+            normalize = lambda y: nn.relu(layers.normalize(y, self.normalization, train, 0.0))
+            y = _convolution(width, 3, 2.0, self.normalization, self.dtype)(normalize(x) if index else x)
+            y = _convolution(width, 3, 2.0, self.normalization, self.dtype)(normalize(y))
+            if halve or width != x.shape[-1] or not index:
+                # The shortcut's 1x1 convolution and the mean commute: the smaller image first.
+                x = _convolution(width, 1, 1.0, self.normalization, self.dtype)(pool(x))
+            x = x + pool(y)
+        return nn.relu(x).sum((1, 2))
+
+
+def _convolution(width, size, gain, normalization, dtype):
+    init = nn.initializers.variance_scaling(gain, "fan_avg", "uniform")
+    layer = conv.Conv(width, (size, size), dtype=dtype, kernel_init=init)
+    return norm.SpectralNorm(layer) if normalization == "spectral" else layer
