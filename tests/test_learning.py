@@ -10,7 +10,7 @@ import pytest
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
 KNOWN = [
-    ("autoencoder.py", "vae", "nll_iwae_1000", 22.5),
+    ("autoencoder.py", "vae", "nll_iwae_1000", 23.0),
 ]
 """Script, system, metric, and what it must stay below on digits."""
 
