@@ -1,0 +1,110 @@
+"""Disentanglement of the beta-VAE against beta, on pictures whose factors are known.
+
+python experiments/disentangle.py
+python experiments/disentangle.py --betas 1 4 16 --steps 2000
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import jaxgen
+from jaxgen import data, experiment, plot, runs, shard
+from jaxgen.autoencoder import vae
+from jaxgen.data.factors import FACTORS
+from jaxgen.evaluation import disentangle, likelihood, result
+from jaxgen.latent import interpolate
+
+TRAVERSAL = np.linspace(-2.0, 2.0, 9)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Train one VAE for each beta and each seed on `factors`, and measure its codes on the test split."""
+
+    betas: tuple[float, ...] = (0.25, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+    """Weights of the KL term."""
+    seeds: tuple[int, ...] = (0, 1)
+    """Of initial weights and training; each has a column of its own."""
+    steps: int = 6000
+    """Training steps of each model."""
+    batch_size: int = 128
+    """Examples a step."""
+    num_latents: int = 8
+    """Dimensions of z."""
+    results: Path = Path("experiments/results/disentanglement")
+    """Folder for the table and the pictures."""
+
+
+def measure(options: Options, beta: float, seed: int, folder: Path) -> dict[str, float]:
+    """What one model reaches on the test split; leaves a picture of its traversals."""
+    train, test = data.load("factors"), data.load("factors", "test")
+    cfg = vae.Config(shape=train.shape, num_latents=options.num_latents, beta=beta, binarisation="threshold")
+    key = jax.random.key(seed)
+    state = jaxgen.fit(
+        vae, cfg, train, steps=options.steps, batch_size=options.batch_size, key=key, mesh=shard.mesh(1)
+    )
+    batch = test[:]
+    codes, factors = np.asarray(vae.encode(state, batch["image"], cfg)), batch["factors"]
+    order = np.argsort(-codes.std(0))  # the dimensions in use first
+    z = vae.encode(state, batch["image"][:1], cfg)[0]
+    path = [interpolate.traverse(z, int(dimension), TRAVERSAL) for dimension in order]
+    images = vae.decode(state, np.concatenate(path), cfg)
+    plot.save_grid(folder / f"beta-{beta:g}-seed-{seed}.png", images, columns=len(TRAVERSAL))
+    bound = jax.jit(lambda key, x: vae.elbo(key, state, x, cfg))
+    return {
+        "mutual_information_gap": disentangle.mutual_information_gap(codes, factors),
+        "dci_disentanglement": disentangle.dci(codes, factors)["disentanglement"],
+        "negative_elbo": -likelihood.per_example(key, bound, test).mean(),
+        "dimensions_in_use": int((codes.std(0) > 0.1).sum()),
+    }
+
+
+def save_curve(path: Path, rows: list[dict[str, float]]) -> None:
+    """The gap of every model against beta, and the mean over seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot(xscale="log", xlabel="beta", ylabel="mutual information gap")
+    betas = sorted({row["beta"] for row in rows})
+    gaps = [[row["mutual_information_gap"] for row in rows if row["beta"] == beta] for beta in betas]
+    for beta, values in zip(betas, gaps, strict=True):
+        axes.plot([beta] * len(values), values, "o", color="C0", alpha=0.5)
+    axes.plot(betas, [np.mean(values) for values in gaps], color="C0")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+
+
+def main(options: Options) -> None:
+    """Print a line a model, and write them as JSON with a curve and the traversals."""
+    since = time.perf_counter()
+    options.results.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for beta in options.betas:
+        for seed in options.seeds:
+            rows.append({"beta": beta, "seed": seed, **measure(options, beta, seed, options.results)})
+            print(", ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()), flush=True)
+    save_curve(options.results / "gap.png", rows)
+    facts = {
+        "data": "factors",
+        "factors": list(FACTORS),
+        "n": len(data.load("factors", "test")),
+        "command": result.command(sys.argv),
+        "minutes": round((time.perf_counter() - since) / 60, 1),
+        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} host cores",
+        "versions": runs.versions(),
+    }
+    runs.write_text(options.results / "gap.json", json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    with experiment.one_line_errors():
+        main(tyro.cli(Options))
