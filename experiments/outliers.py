@@ -1,0 +1,99 @@
+"""Outlier detection: models trained on one data set tell its test split from another set by their scores.
+
+python experiments/outliers.py
+python experiments/outliers.py --inside fashion_mnist --outside mnist --steps 5000
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import jaxgen
+from jaxgen import data, experiment
+from jaxgen.autoencoder import ae, vae
+from jaxgen.evaluation import likelihood, outliers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Area under the ROC curve of the scores of an autoencoder and a VAE, and of plain statistics."""
+
+    inside: str = "digits"
+    """Set the models are trained on."""
+    outside: str = "factors"
+    """Set whose test split is foreign, brought to the size of the first."""
+    data_dir: Path | None = None
+    """Where prepared data sets lie."""
+    steps: int = 2000
+    """Training steps of each model."""
+    batch_size: int = 128
+    """Examples a step."""
+    num_latents: int = 16
+    """Dimensions of the codes."""
+    num_samples: int = 50
+    """Draws of the importance-weighted bound."""
+    limit: int = 2000
+    """Test examples of each set."""
+    seed: int = 0
+    """Of the models and their training."""
+    results: Path | None = None
+    """JSON file for the table."""
+
+
+def scores(options, train):
+    """{name: (key, x) -> (B,), higher for typical examples} of models trained on `train`."""
+    key = jax.random.key(options.seed)
+    fit = {"steps": options.steps, "batch_size": options.batch_size, "key": key}
+
+    def fitted(family):
+        cfg = experiment.shape_to(train, family.Config(num_latents=options.num_latents))
+        return cfg, jaxgen.fit(family, cfg, train, **fit)
+
+    plain_cfg, plain = fitted(ae)
+    vae_cfg, trained = fitted(vae)
+    images = [batch["image"] for batch in data.in_order(train, 500)]
+    codes = np.concatenate([ae.encode(plain, x, plain_cfg) for x in images])
+    brightness = np.mean([x.mean() for x in images])
+    density = ae.fit_latents(key, jnp.asarray(codes), train.num_classes or 10)
+    return {
+        "brightness near the mean": lambda key, x: -jnp.abs(x.mean((1, 2, 3)) - brightness),
+        "autoencoder: error": lambda key, x: ae.score(plain, x, plain_cfg),
+        "autoencoder: density of the code": lambda key, x: ae.latents_log_prob(
+            density, ae.encode(plain, x, plain_cfg)
+        ),
+        "vae: elbo": lambda key, x: vae.elbo(key, trained, x, vae_cfg),
+        f"vae: iwae, {options.num_samples}": lambda key, x: vae.iwae(
+            key, trained, x, vae_cfg, options.num_samples
+        ),
+    }
+
+
+def main(options):
+    part = f"test[:{options.limit}]"
+    train, inside = (data.load(options.inside, split, options.data_dir) for split in ("train", part))
+    foreign = data.load(options.outside, part, options.data_dir, image_size=train.shape[0])
+    if foreign.shape != train.shape:
+        raise ValueError(f"{options.outside} is {foreign.shape} and {options.inside} {train.shape}: no match")
+    key = jax.random.key(options.seed + 1)
+    table = {
+        name: outliers.evaluate(
+            *(likelihood.per_example(key, score, dataset) for dataset in (inside, foreign))
+        )
+        for name, score in scores(options, train).items()
+    }
+    print(f"{options.inside} (test, {len(inside)}) against {options.outside} (test, {len(foreign)})")
+    for name, values in table.items():
+        print(f"{name:34}", ", ".join(f"{metric} {value:.3f}" for metric, value in values.items()))
+    if options.results:
+        facts = {**dataclasses.asdict(options), "data_dir": None, "results": None}
+        options.results.write_text(json.dumps({"options": facts, "scores": table}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    with experiment.one_line_errors():
+        main(tyro.cli(Options))
