@@ -102,7 +102,8 @@ def geometric_js_normal(
     other way round. Unlike the Jensen-Shannon divergence it is not bounded by log 2.
     """
     q = jnp.float32(mean), jnp.float32(log_variance)
-    p = tuple(jnp.broadcast_to(jnp.float32(a), q[0].shape) for a in (other_mean, other_log_variance))
+    zeros = jnp.zeros_like(q[0])
+    p = zeros + other_mean, zeros + other_log_variance
     precisions = alpha * jnp.exp(-q[1]), (1 - alpha) * jnp.exp(-p[1])
     total = precisions[0] + precisions[1]
     between = (precisions[0] * q[0] + precisions[1] * p[0]) / total, -jnp.log(total)
@@ -239,20 +240,19 @@ def discretized_logistic_mixture_mean(parameters: Array, num_channels: int) -> A
 def discretized_logistic_mixture_sample(key: Array, parameters: Array, num_channels: int) -> Array:
     """A draw of `discretized_logistic_mixture_log_prob`, (..., num_channels), on the 256 levels."""
     component_key, noise_key = jax.random.split(key)
-    logits, *others = _mixture(parameters, num_channels)
+    logits, all_means, all_log_scales, all_coefficients = _mixture(parameters, num_channels)
     component = jax.random.categorical(component_key, logits)[..., None, None]
-    means, log_scales, coefficients = (
-        None if a is None else jnp.take_along_axis(a, component, -1)[..., 0] for a in others
-    )
-    noise = jax.random.logistic(noise_key, means.shape) * jnp.exp(log_scales)
+    chosen = lambda a: jnp.take_along_axis(a, component, -1)[..., 0]
+    means = chosen(all_means)
+    noise = jax.random.logistic(noise_key, means.shape) * jnp.exp(chosen(all_log_scales))
 
     def level(channel, shift=0.0):
         x = jnp.clip(means[..., channel] + shift + noise[..., channel], -1.0, 1.0)
         return jnp.round((x + 1) * 127.5) / 127.5 - 1
 
     channels = [level(0)]
-    if coefficients is not None:
-        red = channels[0]
+    if all_coefficients is not None:
+        red, coefficients = channels[0], chosen(all_coefficients)
         green = level(1, coefficients[..., 0] * red)
         channels += [green, level(2, coefficients[..., 1] * red + coefficients[..., 2] * green)]
     return jnp.stack(channels, -1)

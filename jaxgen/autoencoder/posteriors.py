@@ -3,7 +3,8 @@
 Of each kind, the one whose arrays are all zero is the prior: N(0, I), its exponential, uniform categories.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +105,12 @@ def categorical(output: Array) -> Categorical:
     return Categorical(jnp.float32(output))
 
 
-FROM_ENCODER = {"gaussian": gaussian, "lognormal": lognormal, "categorical": categorical}
+FROM_ENCODER: dict[str, Callable[[Any], Posterior]] = {
+    "gaussian": gaussian,
+    "lognormal": lognormal,
+    "categorical": categorical,
+}
+"""By the names of `vae.Config.posterior`."""
 
 
 def prior(posterior: Posterior) -> Posterior:

@@ -6,8 +6,8 @@ diag s(x)^2) where the prior is N(0, I), and both networks climb the evidence lo
     log p(x) >= E_q[log p(x | z)] - beta KL(q(z | x) || p(z)),     z = m(x) + s(x) * eps,   eps ~ N(0, I),
 
 with the KL term in closed form. beta = 1 is the VAE; any other value is the beta-VAE of Higgins et al. 2017,
-and another divergence may stand for the KL (Deasy et al. 2020). Those objectives are no bounds: `elbo` always
-reports beta = 1 and the KL. `iwae` gives the importance-weighted bound of Burda et al. 2016,
+and another divergence may stand for the KL (Deasy et al. 2020); whatever is climbed, `elbo` reports beta = 1
+and the KL. `iwae` gives the importance-weighted bound of Burda et al. 2016,
 
     log p(x) >= E[log 1/K sum_k w_k],     w_k = p(x, z_k) / q(z_k | x),     z_k ~ q(z | x),
 
@@ -20,9 +20,9 @@ Maddison et al. 2017), whose bounds are of exact one-hot draws. With `conditiona
 label: p(x | z, y), q(z | x, y) (Sohn et al. 2015), and a bound without a label is one on log p(x), all labels
 being equally likely.
 
-Departs from the papers: Adam in place of AdaGrad; the log-variance of q is clipped to [-10, 10]; under the
-Gaussian likelihood 8-bit pixels are dequantised with uniform noise one level wide, so that the density is
-bounded; the temperature falls at every step.
+Departs from the papers: Adam in place of AdaGrad; the log-variance of q is clipped to [-10, 10], or where
+log-normal draws stay finite; under the Gaussian likelihood 8-bit pixels are dequantised with uniform noise
+one level wide, so that the density is bounded; the temperature falls at every step.
 """
 
 import dataclasses
@@ -85,7 +85,7 @@ class Config:
     """Categorical only: decode exact draws, with the gradient of the relaxed ones."""
     conditional: bool = False
     """Give the label to both networks."""
-    num_classes: int | None = None
+    num_classes: int = 0
     """Conditional only: number of labels."""
     objective: Literal["elbo", "iwae", "dreg"] = "elbo"
     """Bound to climb: evidence, importance-weighted, or that with the doubly reparameterised gradient."""
@@ -340,14 +340,15 @@ def _relaxed_draw(key: Array, posterior: posteriors.Posterior, step: Array | int
     return posterior.sample(key)
 
 
-def _divergence(posterior: posteriors.Posterior, rows: posteriors.Posterior, z: Array, cfg: Config) -> Array:
+def _divergence(posterior: Any, rows: Any, z: Array, cfg: Config) -> Array:
     if cfg.divergence == "kl":
         return posterior.kl()
     if cfg.divergence == "sampled_kl":
         return rows.log_prob(z) - posteriors.prior(rows).log_prob(z)
     # Of log-normals too: like a KL, it does not change under the exponential that both sides share.
     dual = cfg.divergence == "dual_geometric_js"
-    return distributions.geometric_js_normal(*posterior, alpha=cfg.skew, dual=dual)
+    q = posterior.mean, posterior.log_variance
+    return distributions.geometric_js_normal(*q, alpha=cfg.skew, dual=dual)
 
 
 def _likelihood(params: Any, z: Array, label: tuple[Array, ...], cfg: Config) -> likelihoods.Likelihood:
