@@ -16,6 +16,7 @@ import tyro
 import jaxgen
 from jaxgen import data, experiment
 from jaxgen.autoencoder import ae, vae
+from jaxgen.classical import gmm
 from jaxgen.evaluation import likelihood, outliers
 
 
@@ -59,12 +60,13 @@ def scores(options, train):
     images = [batch["image"] for batch in data.in_order(train, 500)]
     codes = np.concatenate([ae.encode(plain, x, plain_cfg) for x in images])
     brightness = np.mean([x.mean() for x in images])
-    density = ae.fit_latents(key, jnp.asarray(codes), train.num_classes or 10)
+    density_cfg = gmm.Config(shape=(options.num_latents,), num_components=train.num_classes or 10)
+    density = gmm.fit(codes, density_cfg, key=key)
     return {
         "brightness near the mean": lambda key, x: -jnp.abs(x.mean((1, 2, 3)) - brightness),
         "autoencoder: error": lambda key, x: ae.score(plain, x, plain_cfg),
-        "autoencoder: density of the code": lambda key, x: ae.latents_log_prob(
-            density, ae.encode(plain, x, plain_cfg)
+        "autoencoder: density of the code": lambda key, x: gmm.log_prob(
+            density, ae.encode(plain, x, plain_cfg), density_cfg
         ),
         "vae: elbo": lambda key, x: vae.elbo(key, trained, x, vae_cfg),
         f"vae: iwae, {options.num_samples}": lambda key, x: vae.iwae(
@@ -91,6 +93,7 @@ def main(options):
         print(f"{name:34}", ", ".join(f"{metric} {value:.3f}" for metric, value in values.items()))
     if options.results:
         facts = {**dataclasses.asdict(options), "data_dir": None, "results": None}
+        options.results.parent.mkdir(parents=True, exist_ok=True)
         options.results.write_text(json.dumps({"options": facts, "scores": table}, indent=2) + "\n")
 
 
