@@ -32,14 +32,14 @@ def translation(key: Array, x: Array) -> Array:
 
 def cutout(key: Array, x: Array) -> Array:
     """A rectangle of half the height and width of each image set to 0; its centre lies anywhere inside."""
-    inside = True
-    for axis, axis_key in zip((1, 2), jax.random.split(key), strict=True):
-        size = x.shape[axis]
-        start = jax.random.randint(axis_key, (len(x), 1), 0, size + 1) - size // 4
+
+    def covered(key, size):
+        start = jax.random.randint(key, (len(x), 1), 0, size + 1) - size // 4
         place = jnp.arange(size)
-        covered = (place >= start) & (place < start + size // 2)
-        inside = inside & jnp.expand_dims(covered, (3 - axis, 3))
-    return jnp.where(inside, 0.0, x)
+        return (place >= start) & (place < start + size // 2)
+
+    rows, columns = map(covered, jax.random.split(key), x.shape[1:3])
+    return jnp.where(rows[:, :, None, None] & columns[:, None, :, None], 0.0, x)
 
 
 AUGMENTATIONS: dict[str, Callable[[Array, Array], Array]] = {

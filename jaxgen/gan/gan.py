@@ -142,8 +142,8 @@ class State(NamedTuple):
     ema: Any  # the generator's averaged variables
 
 
-def optimizer(cfg: Config, player: Literal["generator", "discriminator"]) -> optax.GradientTransformation:
-    """The config's own optimizer of a player, or the rule it names.
+def optimizer(cfg: Config, player: str) -> optax.GradientTransformation:
+    """The config's own optimizer of the "generator" or the "discriminator", or the rule it names.
 
     Under a penalty applied at every k-th step Adam's constants become those of k steps in k + 1: step size
     times c, decays to the power c, c = k / (k + 1) (Karras et al. 2020).
@@ -226,8 +226,8 @@ def discriminator_loss(
 
         def penalty():
             critic = _critic(params, stats, state, label, real_key, cfg)
-            sets = (x.reshape(-1, cfg.packing, *cfg.shape) for x in (real, fake))
-            return penalties.PENALTIES[cfg.penalty](critic, *sets, penalty_key)
+            sets = [x.reshape(-1, cfg.packing, *cfg.shape) for x in (real, fake)]
+            return penalties.PENALTIES[cfg.penalty](critic, sets[0], sets[1], penalty_key)
 
         if cfg.penalty_every > 1:
             due = (state.step * cfg.discriminator_steps + turn) % cfg.penalty_every == 0
@@ -346,7 +346,8 @@ def decode(state: State, z: Array, cfg: Config, label: Array | None = None) -> A
 def judge(state: State, x: Array, cfg: Config, label: Array | None = None) -> head.Verdict:
     """The discriminator's logits and features of data x (B, *shape), without noise or augmentation."""
     variables = _variables(state.params["discriminator"], state.stats["discriminator"])
-    return _networks(cfg)[1].apply(variables, x, label, False)
+    verdict: Any = _networks(cfg)[1].apply(variables, x, label, False)
+    return verdict
 
 
 def num_labels(cfg: Config) -> int:
@@ -421,7 +422,8 @@ def _critic(params, stats, state, label, key, cfg):
 
     def critic(sets):
         x = _looked_at(jax.random.split(key)[0], sets.reshape(-1, *cfg.shape), state.step, cfg)
-        return network.apply(_variables(params, stats), x, label, False).logits
+        verdict: Any = network.apply(_variables(params, stats), x, label, False)
+        return verdict.logits
 
     return critic
 

@@ -7,6 +7,7 @@ import pytest
 
 from jaxgen.gan.networks import dcgan, layers, mlp, r3gan, resnet
 
+KEY = jax.random.key(0)
 PAIRS = {
     "mlp": lambda shape: (mlp.Generator(shape, (16,), "batch"), mlp.Discriminator((16,), "layer")),
     "dcgan": lambda shape: (dcgan.Generator(shape, (16, 8)), dcgan.Discriminator((8, 16))),
@@ -20,7 +21,7 @@ PAIRS = {
 
 
 def variables_and_apply(module, x):
-    variables = module.init(jax.random.key(0), x, False)
+    variables = module.init(KEY, x, False)
     return variables, lambda x, train=False: module.apply(
         variables, x, train, mutable=train and ["batch_stats"]
     )
@@ -31,10 +32,8 @@ def test_sizes(name):
     for shape in ((8, 8, 1), (28, 28, 1), (32, 64, 3)):
         generator, discriminator = PAIRS[name](shape)
         codes, x = jnp.zeros((3, 5)), jnp.zeros((3, *shape))
-        made = jax.eval_shape(lambda g=generator, c=codes: g.init_with_output(jax.random.key(0), c, True)[0])
-        features = jax.eval_shape(
-            lambda d=discriminator, x=x: d.init_with_output(jax.random.key(0), x, False)[0]
-        )
+        made = jax.eval_shape(lambda g=generator, c=codes: g.init_with_output(KEY, c, True)[0])
+        features = jax.eval_shape(lambda d=discriminator, x=x: d.init_with_output(KEY, x, False)[0])
         assert made.shape == x.shape
         assert features.shape[0] == 3
         assert len(features.shape) == 2
@@ -44,9 +43,9 @@ def test_sizes(name):
 def test_sizes_that_do_not_fit_are_named(name):
     generator, _ = PAIRS[name]((30, 28, 1))
     with pytest.raises(ValueError, match=r"divisible by 4, not \(30, 28, 1\): \[32, 28\] would fit"):
-        generator.init(jax.random.key(0), jnp.zeros((1, 5)), False)
+        generator.init(KEY, jnp.zeros((1, 5)), False)
     with pytest.raises(ValueError, match="divisible by 4"):
-        PAIRS["r3gan"]((30, 28, 1))[1].init(jax.random.key(0), jnp.zeros((1, 30, 28, 1)), False)
+        PAIRS["r3gan"]((30, 28, 1))[1].init(KEY, jnp.zeros((1, 30, 28, 1)), False)
 
 
 @pytest.mark.parametrize("name", ["mlp", "dcgan", "resnet"])
@@ -72,7 +71,7 @@ def test_points_are_not_squashed():
 
 def test_dcgan_starts_as_published():
     generator = dcgan.Generator((16, 16, 1), (256, 128))
-    params = generator.init(jax.random.key(0), jnp.zeros((2, 100)), False)["params"]
+    params = generator.init(KEY, jnp.zeros((2, 100)), False)["params"]
     kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim > 1 and leaf.size > 5000]
     assert len(kernels) == 2
     for kernel in kernels:
@@ -84,7 +83,7 @@ def test_dcgan_starts_as_published():
 
 def test_maxout_is_the_largest_of_five():
     discriminator = mlp.Discriminator((3,), activation="maxout")
-    x = jax.random.normal(jax.random.key(0), (4, 2))
+    x = jax.random.normal(KEY, (4, 2))
     variables, apply = variables_and_apply(discriminator, x)
     (layer,) = variables["params"].values()
     pieces = (x @ layer["kernel"] + layer["bias"]).reshape(4, 3, 5)
@@ -94,8 +93,8 @@ def test_maxout_is_the_largest_of_five():
 def test_spectral_networks_are_lipschitz():
     """Fully connected, LeakyReLU: difference quotients below 1 once the power method has settled."""
     discriminator = mlp.Discriminator((32, 32, 8), "spectral")
-    x, y = 3 * jax.random.normal(jax.random.key(0), (2, 200, 4))
-    variables = discriminator.init(jax.random.key(0), x, False)
+    x, y = 3 * jax.random.normal(KEY, (2, 200, 4))
+    variables = discriminator.init(KEY, x, False)
     for _ in range(30):
         _, stats = discriminator.apply(variables, x, True, mutable=["spectral"])
         variables = {**variables, **stats}
@@ -120,7 +119,7 @@ def test_r3gan_starts_linear():
 def test_r3gan_branches_start_at_the_published_scale():
     branch = r3gan.Branch(256, total=16)
     x = jnp.zeros((1, 4, 4, 256))
-    params = branch.init(jax.random.key(0), x)["params"]
+    params = branch.init(KEY, x)["params"]
     gain = (2 / 1.04) ** 0.5 * 16**-0.25
     assert params["Conv_0"]["kernel"].std() == pytest.approx(gain / 256**0.5, rel=0.02)
     assert params["Conv_1"]["kernel"].shape == (3, 3, 16, 512)
@@ -130,7 +129,7 @@ def test_r3gan_branches_start_at_the_published_scale():
 
 def test_doubling_is_four_times_the_adjoint_of_halving():
     x, y = (
-        jax.random.normal(jax.random.key(0), (2, 8, 6, 3)),
+        jax.random.normal(KEY, (2, 8, 6, 3)),
         jax.random.normal(jax.random.key(1), (2, 4, 3, 3)),
     )
     np.testing.assert_allclose((r3gan.double(y) * x).sum(), 4 * (y * r3gan.halve(x)).sum(), rtol=1e-4)
@@ -144,3 +143,18 @@ def test_nearest_repeats_pixels():
     x = jnp.arange(4.0).reshape(1, 2, 2, 1)
     expected = [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
     np.testing.assert_array_equal(layers.nearest(x)[0, :, :, 0], expected)
+
+
+def test_grouped_convolutions_are_xlas_with_their_second_derivatives():
+    x, kernel = jax.random.normal(KEY, (2, 5, 6, 8)), jax.random.normal(jax.random.key(1), (3, 3, 2, 12))
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": 4}
+
+    def derivatives(convolve):
+        run = lambda x, kernel: jnp.sin(convolve(x, kernel, (1, 1), "SAME", **options)).sum()
+        penalty = lambda x, kernel: (jax.grad(run)(x, kernel) ** 2).sum()
+        return jax.jit(
+            lambda *args: (convolve(*args, (1, 1), "SAME", **options), jax.grad(penalty, (0, 1))(*args))
+        )(x, kernel)
+
+    ours, theirs = derivatives(r3gan.grouped_conv), derivatives(jax.lax.conv_general_dilated)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), ours, theirs)

@@ -60,7 +60,7 @@ class Discriminator(nn.Module):
         logits = layers.dense(1, normalization, self.std, self.dtype)(last)[:, 0]
         classes = None
         if self.conditioning == "projection":
-            embed = nn.Embed(self.num_classes, features.shape[-1], dtype=self.dtype)
+            embed: nn.Module = nn.Embed(self.num_classes, features.shape[-1], dtype=self.dtype)
             embed = norm.SpectralNorm(embed) if normalization == "spectral" else embed
             logits = logits + (embed(label) * features).sum(-1)
         if self.conditioning in ("auxiliary", "info"):

@@ -5,12 +5,13 @@ with a bias and LeakyReLU after it. The last starts at zero, so that at first ge
 linear maps; the others start with standard deviation sqrt(2 / 1.04) L^(-1/4) / sqrt(fan in) for L blocks.
 """
 
+import functools
 import math
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jaxgen.gan.networks import layers
 from jaxgen.nn import conv
@@ -88,9 +89,47 @@ class Branch(nn.Module):
         init = nn.initializers.variance_scaling(2 / 1.04 / math.sqrt(self.total), "fan_in", "normal")
         options = {"dtype": self.dtype, "kernel_init": init}
         x = layers.leaky_relu(conv.Conv(wide, (1, 1), **options)(x))
-        x = layers.leaky_relu(conv.Conv(wide, (3, 3), feature_group_count=groups, **options)(x))
+        grouped = nn.Conv(
+            wide, (3, 3), feature_group_count=groups, conv_general_dilated=grouped_conv, **options
+        )
+        x = layers.leaky_relu(grouped(x))
         zeros = nn.initializers.zeros
         return conv.Conv(self.width, (1, 1), use_bias=False, dtype=self.dtype, kernel_init=zeros)(x)
+
+
+def grouped_conv(
+    x: Array,
+    kernel: Array,
+    strides: Any,
+    padding: Any,
+    *,
+    dimension_numbers: Any,
+    feature_group_count: int,
+    precision: Any = None,
+    **options: Any,
+) -> Array:
+    """`jax.lax.conv_general_dilated` of an undilated (B, H, W, C) by (h, w, C / groups, C_out).
+
+    On CPU a loop takes the groups one at a time: XLA's grouped convolution has no fast gradients there.
+    """
+    plain = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=strides,
+        padding=padding,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+        precision=precision,
+        **options,
+    )
+
+    def looped(x, kernel):
+        split = lambda a: jnp.moveaxis(a.reshape(*a.shape[:-1], feature_group_count, -1), -2, 0)
+        options = {"dimension_numbers": dimension_numbers, "precision": precision}
+        single = lambda pair: conv.conv_general_dilated(pair[0], pair[1], strides, padding, **options)
+        y = jnp.moveaxis(lax.map(single, (split(x), split(kernel))), 0, -2)
+        return y.reshape(*y.shape[:-2], -1)
+
+    return lax.platform_dependent(x, kernel, cpu=looped, default=plain)
 
 
 def halve(x: Array) -> Array:
