@@ -49,8 +49,8 @@ class Config:
     """Widths of the generator's layers (mlp), or channels from its smallest images to its largest."""
     discriminator_widths: tuple[int, ...] = (128, 128)
     """Widths of the discriminator's layers, or channels from its largest images to its smallest."""
-    generator_normalization: Literal["none", "batch"] = "none"
-    """Normalization of the generator's hidden layers; r3gan has none."""
+    generator_normalization: Literal["none", "batch", "conditional"] = "none"
+    """Normalization of the generator's hidden layers, conditional by the label; r3gan has none."""
     discriminator_normalization: Literal["none", "batch", "layer", "spectral"] = "none"
     """Normalization of the discriminator's layers or weights; r3gan has none."""
     upsampling: Literal["transposed", "nearest"] = "transposed"
@@ -364,7 +364,7 @@ def _networks(cfg: Config) -> tuple[nn.Module, nn.Module]:
     if cfg.network == "r3gan":
         first["blocks"] = second["blocks"] = cfg.blocks
     else:
-        first["normalization"] = cfg.generator_normalization
+        first["normalization"], first["num_labels"] = cfg.generator_normalization, num_labels(cfg)
         second["normalization"] = cfg.discriminator_normalization
     if cfg.network in ("mlp", "dcgan"):
         first["std"] = second["std"] = cfg.init_std
@@ -506,5 +506,7 @@ def _check(cfg):
         raise ValueError(f"label_smoothing is for the losses {' and '.join(SMOOTHED)}, not {cfg.loss}")
     if cfg.conditioning != "none" and not num_labels(cfg):
         raise ValueError(f"conditioning {cfg.conditioning!r} needs data with labels")
+    if cfg.generator_normalization == "conditional" and cfg.conditioning == "none":
+        raise ValueError('generator_normalization "conditional" needs a conditioning other than "none"')
     if cfg.packing > 1 and cfg.conditioning in ("projection", "auxiliary", "info"):
         raise ValueError(f'packing goes with conditioning "none" or "concat", not {cfg.conditioning!r}')

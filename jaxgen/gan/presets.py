@@ -58,7 +58,9 @@ WGAN_GP = dataclasses.replace(
     beta2=0.9,
 )
 SNGAN = dataclasses.replace(_SMALL_IMAGES, loss="hinge", discriminator_normalization="spectral", beta1=0.0)
-PROJECTION_GAN = dataclasses.replace(SNGAN, conditioning="projection", num_classes=10)
+PROJECTION_GAN = dataclasses.replace(
+    SNGAN, conditioning="projection", num_classes=10, generator_normalization="conditional"
+)
 R3GAN = Config(
     shape=(28, 28, 1),
     network="r3gan",

@@ -542,6 +542,7 @@ def test_diagnostics_count_verdicts():
         ({"label_smoothing": 0.1, "loss": "hinge"}, "label_smoothing is for"),
         ({"conditioning": "concat"}, "needs data with labels"),
         ({"conditioning": "projection", "num_classes": 3, "packing": 2}, "packing goes with"),
+        ({"generator_normalization": "conditional"}, "needs a conditioning"),
         ({"network": "dcgan"}, r"divisible by 2, not \(2,\)"),
     ],
 )

@@ -1,5 +1,7 @@
 """Networks: sizes, what each promises at the start, and that evaluation treats every example by itself."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,10 +23,13 @@ PAIRS = {
 
 
 def variables_and_apply(module, x):
-    variables = module.init(KEY, x, False)
-    return variables, lambda x, train=False: module.apply(
-        variables, x, train, mutable=train and ["batch_stats"]
-    )
+    variables = jax.jit(lambda x: module.init(KEY, x, False))(x)
+
+    @functools.partial(jax.jit, static_argnames="train")
+    def apply(x, train=False):
+        return module.apply(variables, x, train, mutable=train and ["batch_stats"])
+
+    return variables, apply
 
 
 @pytest.mark.parametrize("name", sorted(PAIRS))
@@ -56,9 +61,9 @@ def test_images_lie_in_range_and_evaluation_treats_each_alone(name):
     x = apply(codes)
     assert jnp.abs(x).max() <= 1
     np.testing.assert_allclose(apply(codes[:2]), x[:2], atol=1e-5)
-    trained, stats = apply(codes, True)
+    trained, stats = apply(codes, train=True)
     assert jnp.abs(trained - x).max() > 1e-3
-    alone, _ = apply(codes[:2], True)
+    alone, _ = apply(codes[:2], train=True)
     assert jnp.abs(alone - trained[:2]).max() > 1e-3
     assert jax.tree.structure(stats["batch_stats"]) == jax.tree.structure(variables["batch_stats"])
 
@@ -71,7 +76,7 @@ def test_points_are_not_squashed():
 
 def test_dcgan_starts_as_published():
     generator = dcgan.Generator((16, 16, 1), (256, 128))
-    params = generator.init(KEY, jnp.zeros((2, 100)), False)["params"]
+    params = jax.jit(lambda: generator.init(KEY, jnp.zeros((2, 100)), False))()["params"]
     kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim > 1 and leaf.size > 5000]
     assert len(kernels) == 2
     for kernel in kernels:
@@ -158,3 +163,20 @@ def test_grouped_convolutions_are_xlas_with_their_second_derivatives():
 
     ours, theirs = derivatives(r3gan.grouped_conv), derivatives(jax.lax.conv_general_dilated)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), ours, theirs)
+
+
+def test_conditional_batch_normalization_is_the_classes_own_scale_and_bias():
+    generator = mlp.Generator((3,), (8,), "conditional", num_labels=2)
+    codes = jnp.concatenate([jax.random.normal(KEY, (6, 4)), jax.nn.one_hot(jnp.arange(6) % 2, 2)], -1)
+    variables = generator.init(KEY, codes, True)
+    params, hidden = dict(variables["params"]), codes @ variables["params"]["Dense_0"]["kernel"]
+    plain = (hidden - hidden.mean(0)) / jnp.sqrt(hidden.var(0) + 1e-5)
+    out = lambda h: jax.nn.relu(h) @ params["Dense_3"]["kernel"] + params["Dense_3"]["bias"]
+    apply = lambda params: generator.apply(
+        {**variables, "params": params}, codes, True, mutable=["batch_stats"]
+    )[0]
+    np.testing.assert_allclose(apply(params), out(plain), atol=1e-5)  # equal classes: batch normalization
+    scale, bias = jax.random.normal(jax.random.key(1), (2, 2, 8))
+    params |= {"Dense_1": {"kernel": scale}, "Dense_2": {"kernel": bias}}
+    label = jnp.arange(6) % 2
+    np.testing.assert_allclose(apply(params), out(plain * scale[label] + bias[label]), atol=1e-4)

@@ -27,18 +27,20 @@ class Generator(nn.Module):
     normalization: str = "batch"
     upsampling: str = "transposed"
     std: float = 0.02
+    num_labels: int = 0
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, codes: Array, train: bool) -> Array:
+        label = layers.label_of(codes, self.num_labels)
         size = layers.first_size(self.shape, len(self.widths))
         first, *rest = self.widths
         x = layers.dense(size[0] * size[1] * first, self.normalization, self.std, self.dtype)(codes)
         x = x.reshape(-1, *size, first)
         for width in rest:
-            x = nn.relu(layers.normalize(x, self.normalization, train, self.std))
+            x = nn.relu(layers.normalize(x, self.normalization, train, self.std, label))
             x = self._double(x, width, self.normalization)
-        x = nn.relu(layers.normalize(x, self.normalization, train, self.std))
+        x = nn.relu(layers.normalize(x, self.normalization, train, self.std, label))
         return nn.tanh(self._double(x, self.shape[-1], "none"))
 
     def _double(self, x, width, normalization):

@@ -42,8 +42,22 @@ def convolution(
     return norm.SpectralNorm(layer) if normalization == "spectral" else layer
 
 
-def normalize(x: Array, normalization: str, train: bool, std: float) -> Array:
-    """x (B, ..., C) under "batch" or "layer" normalization; as it is under "none" and "spectral"."""
+def normalize(
+    x: Array, normalization: str, train: bool, std: float = 0.0, label: Array | None = None
+) -> Array:
+    """x (B, ..., C) under "batch", "conditional" or "layer" normalization; else as it is.
+
+    "conditional" is batch normalization whose scale and bias are those of the class, `label` (B, K) one-hot
+    (Dumoulin et al. 2017). Batch normalization's scales start from N(1, std^2).
+    """
+    if normalization == "conditional":
+        x = norm.BatchNorm(not train, MOMENTUM, dtype=x.dtype, use_scale=False, use_bias=False)(x)
+        per_class = lambda init: nn.Dense(x.shape[-1], use_bias=False, dtype=x.dtype, kernel_init=init)(label)
+        scale, bias = (
+            per_class(init).reshape(len(x), *(1,) * (x.ndim - 2), -1)
+            for init in (nn.initializers.ones, nn.initializers.zeros)
+        )
+        return x * scale + bias
     scale_init = lambda key, shape, dtype: 1 + std * jax.random.normal(key, shape, dtype)
     if normalization == "batch":
         layer = norm.BatchNorm(
@@ -51,6 +65,11 @@ def normalize(x: Array, normalization: str, train: bool, std: float) -> Array:
         )
         return layer(x)
     return norm.GroupNorm(1, dtype=x.dtype)(x) if normalization == "layer" else x
+
+
+def label_of(codes: Array, num_labels: int) -> Array | None:
+    """The one-hot label (B, K) at the end of codes (B, L), if they have one."""
+    return codes[:, -num_labels:] if num_labels else None
 
 
 def leaky_relu(x: Array) -> Array:

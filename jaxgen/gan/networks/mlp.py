@@ -19,14 +19,16 @@ class Generator(nn.Module):
     widths: tuple[int, ...]
     normalization: str = "none"
     std: float = 0.0
+    num_labels: int = 0
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, codes: Array, train: bool) -> Array:
+        label = layers.label_of(codes, self.num_labels)
         x = codes
         for width in self.widths:
             x = layers.dense(width, self.normalization, self.std, self.dtype)(x)
-            x = nn.relu(layers.normalize(x, self.normalization, train, self.std))
+            x = nn.relu(layers.normalize(x, self.normalization, train, self.std, label))
         x = layers.dense(math.prod(self.shape), "none", self.std, self.dtype)(x)
         x = x.reshape(-1, *self.shape)
         return nn.tanh(x) if len(self.shape) == 3 else x

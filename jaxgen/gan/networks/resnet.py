@@ -26,15 +26,17 @@ class Generator(nn.Module):
     shape: tuple[int, ...]
     widths: tuple[int, ...]
     normalization: str = "batch"
+    num_labels: int = 0
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, codes: Array, train: bool) -> Array:
+        label = layers.label_of(codes, self.num_labels)
         size = layers.first_size(self.shape, len(self.widths))
         init = nn.initializers.glorot_uniform()
         x = nn.Dense(size[0] * size[1] * self.widths[0], dtype=self.dtype, kernel_init=init)(codes)
         x = x.reshape(-1, *size, self.widths[0])
-        normalize = lambda x: nn.relu(layers.normalize(x, self.normalization, train, 0.0))
+        normalize = lambda x: nn.relu(layers.normalize(x, self.normalization, train, 0.0, label))
         for width in self.widths:
             y = layers.nearest(normalize(x))
             y = _convolution(width, 3, 2.0, self.normalization, self.dtype)(y)
