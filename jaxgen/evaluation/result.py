@@ -25,7 +25,7 @@ def write(
     seed: int,
     published: Mapping[tuple[str, str], tuple[float, str]],
 ) -> Path:
-    """Write <system>-<data>.json from an evaluated run, and its samples as the PNG of the same stem.
+    """Write <system>-<data>.json from an evaluated run, and its samples, if drawn, as the PNG of the same stem.
 
     The run's other pictures go beside it as <stem>-<name>.png.
 
@@ -58,7 +58,8 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     runs.write_text(path, json.dumps(result, indent=2) + "\n")
     samples = sorted((run_dir / "samples").glob("*.png"), key=lambda picture: int(picture.stem))
-    shutil.copy(samples[-1], path.with_suffix(".png"))
+    if samples:
+        shutil.copy(samples[-1], path.with_suffix(".png"))
     for picture in run_dir.glob("*.png"):
         if picture.stem not in ("curves", "samples"):
             shutil.copy(picture, path.with_name(f"{path.stem}-{picture.name}"))
