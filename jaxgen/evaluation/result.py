@@ -25,7 +25,7 @@ def write(
     seed: int,
     published: Mapping[tuple[str, str], tuple[float, str]],
 ) -> Path:
-    """Write <system>-<data>.json from an evaluated run, and its samples, if drawn, as the PNG of the same stem.
+    """Write <system>-<data>.json from an evaluated run, and its samples, if any, as the PNG of the same stem.
 
     The run's other pictures go beside it as <stem>-<name>.png.
 
