@@ -173,7 +173,7 @@ BAD = {
     "unwritable run directory": file_as_run_dir,
     "unknown option": lambda folder: (("--learning-rat", "1"), "--learning-rate"),
     "a value of the wrong type": lambda folder: (("--steps", "many"), "--steps"),
-    "shape": lambda folder: (("--network", "conv", "--hidden", "4", "4", "4", "4"), "divisible by 16"),
+    "shape": lambda folder: (("--network", "conv", "--hidden", "4", "4", "4", "4"), "at least 16 pixels"),
 }
 
 
@@ -220,7 +220,7 @@ def test_log_lines_reach_tensorboard(tmp_path):
 def test_shape_to_changes_only_what_the_config_has():
     digits = data.load("digits")
     assert experiment.shape_to(digits, vae.Config(shape=(1,), beta=2.0)) == vae.Config(
-        shape=(8, 8, 1), beta=2.0
+        shape=(8, 8, 1), num_classes=10, beta=2.0
     )
 
 

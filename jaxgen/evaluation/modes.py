@@ -19,9 +19,9 @@ def mode_statistics(samples: Any, centers: Any, std: float, min_hits: int = 1) -
     """{"modes", "high_quality", "reverse_kl"} of samples (N, D) under K isotropic Gaussians, centers (K, D).
 
     "high_quality" is the fraction of samples within 3 `std` of the nearest centre; "modes" is the number of
-    centres with at least `min_hits` such samples; "reverse_kl" is of all samples, each given to its nearest
-    centre, in nats. In the plane the true distribution has 1 - exp(-4.5) = 0.9889 high quality: all of them
-    within 3 std is a warning.
+    centres with at least `min_hits` such samples; "reverse_kl" is of these samples alone, as in Lin et al.
+    2018, in nats, and log K if there are none. In the plane the true distribution has 1 - exp(-4.5) = 0.9889
+    high quality: all of them within 3 std is a warning.
 
     Raises:
         ValueError: samples and centres of different D, none of them, values that are not finite, std <= 0.
@@ -37,7 +37,7 @@ def mode_statistics(samples: Any, centers: Any, std: float, min_hits: int = 1) -
     return {
         "modes": int((hits >= min_hits).sum()),
         "high_quality": float(close.mean()),
-        "reverse_kl": _reverse_kl(np.bincount(nearest, minlength=len(centers))),
+        "reverse_kl": _reverse_kl(hits) if close.any() else float(np.log(len(centers))),
     }
 
 

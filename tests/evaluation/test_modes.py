@@ -17,7 +17,9 @@ def test_true_samples_reach_every_mode_and_stray_as_gaussians_do(name, centers, 
     assert found["modes"] == len(centers)
     expected = 1 - np.exp(-4.5)
     assert abs(found["high_quality"] - expected) < 4 * np.sqrt(expected * (1 - expected) / len(dataset))
-    counts = np.bincount(dataset[:]["label"]) / len(dataset)
+    x, label = dataset[:]["x"], dataset[:]["label"]
+    close = np.linalg.norm(x - np.asarray(centers)[label], axis=1) <= 3 * std
+    counts = np.bincount(label[close]) / close.sum()
     assert found["reverse_kl"] == pytest.approx((counts * np.log(counts * len(centers))).sum(), rel=1e-9)
 
 
@@ -30,7 +32,13 @@ def test_collapse_is_one_mode_and_log_k():
 def test_samples_between_modes_hit_none():
     centers = data.ring_centers()
     found = mode_statistics(np.zeros((10, 2)), centers, 0.02)
-    assert (found["modes"], found["high_quality"]) == (0, 0.0)
+    assert found == {"modes": 0, "high_quality": 0.0, "reverse_kl": pytest.approx(np.log(8))}
+
+
+def test_divergence_counts_only_samples_of_quality():
+    centers = data.ring_centers()
+    samples = np.concatenate([centers, np.repeat(centers[:1] * 1.1, 50, 0)])
+    assert mode_statistics(samples, centers, 0.02)["reverse_kl"] == pytest.approx(0, abs=1e-12)
 
 
 def test_hits_asked_for():
