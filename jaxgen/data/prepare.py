@@ -55,11 +55,11 @@ def unreachable(url: str) -> str:
     def ask():
         try:
             urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_PATIENCE).close()
+            answered.set()
         except urllib.error.HTTPError:
-            pass  # even a refusal is an answer
+            answered.set()  # a refusal is an answer too
         except Exception:
             return
-        answered.set()
 
     # In a thread because looking up a name has no time limit of its own.
     thread = threading.Thread(target=ask, daemon=True)

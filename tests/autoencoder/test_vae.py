@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,23 +12,11 @@ import pytest
 import jaxgen
 from jaxgen import data, shard
 from jaxgen.autoencoder import networks, vae
+from tests.autoencoder.linear import LinearDecoder, LinearEncoder
 
 NOISE_STD = 0.5
 WEIGHT = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 2)))[0].T * np.array([[2.0], [0.7]])
 """(2, 5), rows orthogonal: the exact posterior then has a diagonal covariance, as the encoder has."""
-
-
-class LinearEncoder(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        log_variance = self.param("log_variance", nn.initializers.zeros, (2,))
-        return nn.Dense(2)(x), jnp.broadcast_to(log_variance, (len(x), 2))
-
-
-class LinearDecoder(nn.Module):
-    @nn.compact
-    def __call__(self, z):
-        return nn.Dense(5)(z)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,20 +11,7 @@ import pytest
 
 from jaxgen import distributions
 from jaxgen.autoencoder import vae
-
-
-class LinearEncoder(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        log_variance = self.param("log_variance", nn.initializers.zeros, (2,))
-        return nn.Dense(2)(x), jnp.broadcast_to(log_variance, (len(x), 2))
-
-
-class LinearDecoder(nn.Module):
-    @nn.compact
-    def __call__(self, z):
-        return nn.Dense(5)(z)
-
+from tests.autoencoder.linear import LinearDecoder, LinearEncoder
 
 LINEAR = vae.Config(
     shape=(5,),
