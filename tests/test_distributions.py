@@ -309,3 +309,13 @@ def test_bernoulli_draws_have_their_probability():
     assert share[-1] == 1
     assert jnp.all(jnp.abs(share - expected) <= 4 * jnp.sqrt(expected * (1 - expected) / len(bits)))
     assert abs(jnp.corrcoef(bits[:, 1:4].T)[0, 1]) < 0.02
+
+
+def test_systematic_resampling_draws_by_weight():
+    weights = jnp.array([[0.5, 0.2, 0.05, 0.25], [0.0, 1.0, 0.0, 0.0]])
+    draw = jax.vmap(lambda key: distributions.systematic_resample(key, weights, 3))
+    index = np.asarray(draw(jax.random.split(jax.random.key(0), 4000)))
+    counts = (index[..., None] == np.arange(4)).sum(2)
+    error = np.sqrt(counts.var(0) / len(counts))
+    assert (abs(counts.mean(0) - 3 * weights) < 4 * error + 1e-6).all()
+    assert (abs(counts - 3 * weights) < 1).all()

@@ -13,7 +13,8 @@ and the KL. `iwae` gives the importance-weighted bound of Burda et al. 2016,
 
 which rises with K towards log p(x) and is how the held-out likelihood is estimated. It can be the objective
 too, with the doubly reparameterised gradient of Tucker et al. 2019, in which the encoder learns through z
-alone: sum_k (w_k / sum_j w_j)^2 (d log w_k / d z_k) (d z_k / d encoder).
+alone: sum_k (w_k / sum_j w_j)^2 (d log w_k / d z_k) (d z_k / d encoder). Most of K draws weigh next to
+nothing: with `num_backward_samples` the gradient, still unbiased, goes through a few drawn again by weight.
 
 The latents can also be log-normal, or one-hot variables trained through the Gumbel-Softmax (Jang et al. 2017;
 Maddison et al. 2017), whose bounds are of exact one-hot draws. With `conditional` everything is given the
@@ -39,9 +40,6 @@ from jaxgen import distributions
 from jaxgen.autoencoder import likelihoods, networks, posteriors
 from jaxgen.autoencoder.networks import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder
 from jaxgen.types import Batch, Metrics, observed
-
-PIXEL_STEP = 2 / 255
-"""Distance of neighbouring 8-bit levels on [-1, 1]."""
 
 
 @jax.tree_util.register_static
@@ -91,6 +89,8 @@ class Config:
     """Bound to climb: evidence, importance-weighted, or that with the doubly reparameterised gradient."""
     num_importance_samples: int = 1
     """Draws of z for each training example, averaged by the elbo and weighted by the others."""
+    num_backward_samples: int = 0
+    """Iwae only: differentiate through so many of the draws, drawn again by their weights; 0 for all."""
     divergence: Literal["kl", "sampled_kl", "geometric_js", "dual_geometric_js"] = "kl"
     """Elbo only: what keeps q near p, the KL, exact or at the draws, or a skew-geometric Jensen-Shannon."""
     skew: float = 0.5
@@ -150,7 +150,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
         params["log_noise_std"] = jnp.log(jnp.float32(cfg.noise_std))
     if batch is not None and cfg.decoder is None:
         out = params["decoder"]["out"]
-        out["bias"] = _first_bias(observed(batch), cfg).reshape(out["bias"].shape)
+        out["bias"] = likelihoods.first_bias(observed(batch), cfg).reshape(out["bias"].shape)
     return State(jnp.zeros((), jnp.int32), step_key, params, optimizer(cfg).init(params))
 
 
@@ -160,39 +160,53 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config, step: Array | int =
     `batch["label"]` (B,) is needed if conditional. `step` sets the temperature of categorical latents; as
     their draws are relaxed, the value beside the loss is then called "relaxed_elbo": it bounds nothing.
     """
-    data_key, latent_key = jax.random.split(key)
-    x, label = _targets(data_key, observed(batch), cfg), _one_hot(batch.get("label"), cfg)
+    data_key, latent_key, backward_key = jax.random.split(key, 3)
+    x, label = likelihoods.targets(data_key, observed(batch), cfg), _one_hot(batch.get("label"), cfg)
     posterior = _posterior(params, x, label, cfg)
     # From here on a row is one draw.
     rows, x, label = jax.tree.map(lambda a: a.repeat(cfg.num_importance_samples, 0), (posterior, x, label))
     z = _relaxed_draw(latent_key, rows, step, cfg)
     if cfg.objective != "elbo":
-        return _importance_weighted_loss(params, z, rows, x, label, cfg)
+        return _importance_weighted_loss(params, backward_key, z, rows, x, label, cfg)
     log_likelihood, kl = _likelihood(params, z, label, cfg).log_prob(x).mean(), posterior.kl().mean()
     value = cfg.beta * _divergence(posterior, rows, z, cfg).mean() - log_likelihood
     name = "relaxed_elbo" if cfg.posterior == "categorical" and not cfg.straight_through else "elbo"
     return value, {"loss": value, name: log_likelihood - kl, "reconstruction": -log_likelihood, "kl": kl}
 
 
-def _importance_weighted_loss(params, z, posterior, x, label, cfg):
+def _importance_weighted_loss(params, key, z, posterior, x, label, cfg):
     """The negative importance-weighted bound, from num_importance_samples rows for each example."""
 
-    def log_weights(z, posterior):
+    def log_weights(params, *rows):
+        z, posterior, x, label = rows
         log_likelihood = _likelihood(params, z, label, cfg).log_prob(x)
         kl = posterior.log_prob(z) - posteriors.prior(posterior).log_prob(z)
-        return (log_likelihood - kl).reshape(-1, cfg.num_importance_samples), log_likelihood, kl
+        return log_likelihood - kl, log_likelihood, kl
 
-    log_weight, log_likelihood, kl = log_weights(z, posterior)
+    still = jax.lax.stop_gradient((params, z, posterior, x, label))
+    forward_only = cfg.num_backward_samples > 0
+    log_weight, log_likelihood, kl = log_weights(*(still if forward_only else (params, z, posterior, x, label)))
+    log_weight = log_weight.reshape(-1, cfg.num_importance_samples)
     bound = jax.nn.logsumexp(log_weight, 1) - math.log(cfg.num_importance_samples)
+    share = jax.lax.stop_gradient(jax.nn.softmax(log_weight, 1))
     if cfg.objective == "dreg":
         # The decoder's gradient has each weight's share once, the encoder's, which comes through z, twice.
-        share = jax.lax.stop_gradient(jax.nn.softmax(log_weight, 1))
-        still = jax.lax.stop_gradient((z, posterior))
-        z = still[0] + share.reshape(-1, 1) * (z - still[0])
-        surrogate = (share * log_weights(z, still[1])[0]).sum(1)
-        bound = jax.lax.stop_gradient(bound - surrogate) + surrogate
+        z = still[1] + share.reshape(-1, 1) * (z - still[1])
+        again = log_weights(params, z, still[2], x, label)[0].reshape(share.shape)
+        bound = _with_gradient_of((share * again).sum(1), bound)
+    elif forward_only:
+        # The gradient is the mean of those of log w_k under the shares, so draws by share estimate it.
+        index = distributions.systematic_resample(key, share, cfg.num_backward_samples)
+        index = (index + cfg.num_importance_samples * jnp.arange(len(index))[:, None]).ravel()
+        drawn = jax.tree.map(lambda a: a[index], (z, posterior, x, label))
+        again = log_weights(params, *drawn)[0].reshape(-1, cfg.num_backward_samples)
+        bound = _with_gradient_of(again.mean(1), bound)
     value, elbo = -bound.mean(), log_weight.mean()
     return value, {"loss": value, "elbo": elbo, "reconstruction": -log_likelihood.mean(), "kl": kl.mean()}
+
+
+def _with_gradient_of(surrogate: Array, value: Array) -> Array:
+    return jax.lax.stop_gradient(value - surrogate) + surrogate
 
 
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
@@ -234,7 +248,7 @@ def elbo(key: Array, state: State, x: Array, cfg: Config, label: Array | None = 
     if cfg.conditional and label is None:
         return iwae(key, state, x, cfg, num_samples=1)
     data_key, latent_key = jax.random.split(key)
-    x, labels = _targets(data_key, x, cfg), _one_hot(label, cfg)
+    x, labels = likelihoods.targets(data_key, x, cfg), _one_hot(label, cfg)
     posterior = _posterior(state.params, x, labels, cfg)
     z = posterior.sample(latent_key)
     return _likelihood(state.params, z, labels, cfg).log_prob(x) - posterior.kl()
@@ -254,7 +268,7 @@ def iwae(
         bounds = jax.lax.map(given, jnp.arange(cfg.num_classes))
         return jax.nn.logsumexp(bounds, 0) - jnp.log(cfg.num_classes)
     data_key, latent_key = jax.random.split(key)
-    x, labels = _targets(data_key, x, cfg), _one_hot(label, cfg)
+    x, labels = likelihoods.targets(data_key, x, cfg), _one_hot(label, cfg)
     posterior = _posterior(state.params, x, labels, cfg)
     prior = posteriors.prior(posterior)
 
@@ -284,29 +298,6 @@ def decode(state: State, z: Array, cfg: Config, label: Array | None = None) -> A
 def reconstruct(state: State, x: Array, cfg: Config, label: Array | None = None) -> Array:
     """x decoded from its posterior mean, (B, *shape)."""
     return decode(state, encode(state, x, cfg, label), cfg, label)
-
-
-def _targets(key: Array, x: Array, cfg: Config) -> Array:
-    """What the density is of: bits written -1 and 1, or pixels, spread over their level if it is Gaussian."""
-    if cfg.likelihood == "logistic_mixture":
-        return x
-    if cfg.likelihood == "gaussian":
-        noise = PIXEL_STEP * (jax.random.uniform(key, x.shape) - 0.5)
-        return x + noise if cfg.dequantize else x
-    if cfg.binarisation == "threshold":
-        return jnp.where(x > 0, 1.0, -1.0)
-    if cfg.binarisation == "static":
-        return jnp.where(_static_bits(x), 1.0, -1.0)
-    return jnp.where(distributions.bernoulli(key, (x + 1) / 2), 1.0, -1.0)
-
-
-def _static_bits(x: Array) -> Array:
-    """Bits with the grey values as probabilities, drawn by a key that is a hash of the picture."""
-    levels = jnp.round((x + 1) * 127.5).astype(jnp.uint32).reshape(x.shape[0], -1)
-    key = jax.random.key(0)
-    multipliers = jax.random.bits(key, levels.shape[1:]) | 1
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, (levels * multipliers).sum(-1))
-    return jax.vmap(lambda key, p: distributions.bernoulli(key, p[None])[0])(keys, (x + 1) / 2)
 
 
 def _one_hot(label: Array | int | None, cfg: Config, n: int | None = None) -> tuple[Array, ...]:
@@ -380,17 +371,7 @@ def _check(cfg: Config) -> None:
         )
     if cfg.objective != "elbo" and (cfg.beta != 1 or cfg.divergence != "kl"):
         raise ValueError("an importance-weighted objective has no divergence to replace or weigh: use elbo")
+    if cfg.num_backward_samples and cfg.objective != "iwae":
+        raise ValueError("num_backward_samples is for objective iwae")
     if cfg.network == "conv" and (cfg.encoder is None or cfg.decoder is None):
         networks.check_shape(cfg)
-
-
-def _first_bias(x: Array, cfg: Config) -> Array:
-    """The output bias at which an undecided decoder predicts the mean of x, or, a mixture, any level."""
-    mean = x.mean(0) if cfg.network == "mlp" else x.mean((0, 1, 2))
-    if cfg.likelihood == "bernoulli":
-        mean = jnp.clip((mean + 1) / 2, 0.01, 0.99)
-        return jnp.log(mean) - jnp.log1p(-mean)
-    if cfg.likelihood == "logistic_mixture":
-        spread = likelihoods.spread_mixture(cfg.num_components, cfg.shape[-1])
-        return jnp.broadcast_to(spread, (*mean.shape[:-1], spread.size))
-    return jnp.concatenate([mean, 0 * mean], -1) if cfg.noise == "predicted" else mean

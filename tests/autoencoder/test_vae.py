@@ -11,7 +11,7 @@ import pytest
 
 import jaxgen
 from jaxgen import data, shard
-from jaxgen.autoencoder import networks, vae
+from jaxgen.autoencoder import likelihoods, networks, vae
 from tests.autoencoder.linear import LinearDecoder, LinearEncoder
 
 NOISE_STD = 0.5
@@ -124,7 +124,7 @@ def test_gaussian_beta_is_a_rescaled_noise():
 
 def test_dynamic_bits_have_the_grey_value_as_mean():
     x = jnp.array([[-1.0, -0.5, 0.0, 0.8, 1.0]])
-    bits = vae._targets(jax.random.key(0), jnp.repeat(x, 20_000, 0), vae.Config(shape=(5,)))
+    bits = likelihoods.targets(jax.random.key(0), jnp.repeat(x, 20_000, 0), vae.Config(shape=(5,)))
     assert set(np.unique(bits)) == {-1.0, 1.0}
     np.testing.assert_allclose(bits.mean(0), x[0], atol=0.03)
     assert (bits[:, 0] == -1).all()
@@ -134,9 +134,9 @@ def test_dynamic_bits_have_the_grey_value_as_mean():
 def test_dequantisation_fills_the_gaps_between_levels():
     levels = jnp.arange(256) / 127.5 - 1
     cfg = vae.Config(shape=(256,), likelihood="gaussian")
-    y = vae._targets(jax.random.key(0), jnp.repeat(levels[None], 500, 0), cfg)
+    y = likelihoods.targets(jax.random.key(0), jnp.repeat(levels[None], 500, 0), cfg)
     np.testing.assert_array_equal(jnp.round((y + 1) * 127.5), jnp.broadcast_to(jnp.arange(256), y.shape))
-    assert abs((y - levels).std() - vae.PIXEL_STEP / np.sqrt(12)) < 1e-5
+    assert abs((y - levels).std() - likelihoods.PIXEL_STEP / np.sqrt(12)) < 1e-5
 
 
 def test_bits_drawn_from_the_likelihood_have_its_mean():

@@ -102,6 +102,17 @@ def test_the_training_bound_is_the_evaluated_one(x, gradients):
     assert_same_mean(-gradients[0][0][:, None], np.asarray(bounds)[:, None])
 
 
+def test_a_gradient_through_resampled_draws_is_unbiased(x, gradients):
+    cfg = dataclasses.replace(LINEAR, objective="iwae", num_importance_samples=4, num_backward_samples=2)
+    params = vae.init(jax.random.key(3), cfg).params
+    keys = jax.random.split(jax.random.key(4), 3000)
+    (values, encoder, decoder), every = value_and_gradient(params, {"x": x[:3]}, keys, cfg), gradients[0]
+    np.testing.assert_allclose(values, every[0], rtol=1e-5)
+    assert_same_mean(encoder, every[1])
+    assert_same_mean(decoder, every[2])
+    assert decoder.var(0).sum() > 1.05 * every[2].var(0).sum()
+
+
 def test_one_importance_sample_is_the_vae(x):
     params, batch = vae.init(jax.random.key(3), LINEAR).params, {"x": x[:3]}
     keys = jax.random.split(jax.random.key(6), 3000)
@@ -179,6 +190,7 @@ def test_other_divergences_change_the_loss_and_not_the_bound(x):
     ("changes", "words"),
     [
         ({"objective": "iwae", "beta": 2.0}, "use elbo"),
+        ({"objective": "dreg", "num_backward_samples": 2}, "objective iwae"),
         ({"objective": "dreg", "divergence": "geometric_js"}, "use elbo"),
         ({"posterior": "categorical", "objective": "iwae"}, "keep objective elbo"),
         ({"posterior": "categorical", "divergence": "sampled_kl"}, "keep objective elbo"),

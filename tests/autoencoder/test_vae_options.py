@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxgen import data
-from jaxgen.autoencoder import vae
+from jaxgen.autoencoder import likelihoods, vae
 
 CATEGORICAL = vae.Config(
     shape=(6,),
@@ -156,11 +156,11 @@ def test_static_bits_belong_to_the_picture():
     stamp = jnp.stack([index % 256, index // 256], 1) / 127.5 - 1
     pictures = jnp.concatenate([jnp.broadcast_to(grey, (20_000, 5)), stamp], 1)
     cfg = vae.Config(shape=(7,), binarisation="static")
-    bits = vae._targets(jax.random.key(0), pictures, cfg)
+    bits = likelihoods.targets(jax.random.key(0), pictures, cfg)
     assert set(np.unique(bits)) == {-1.0, 1.0}
     np.testing.assert_allclose(bits[:, :5].mean(0), grey, atol=0.03)
     assert abs(np.corrcoef(bits[:, 1:4].T)[np.triu_indices(3, 1)]).max() < 0.03
-    some = vae._targets(jax.random.key(1), pictures[300:200:-7], cfg)
+    some = likelihoods.targets(jax.random.key(1), pictures[300:200:-7], cfg)
     np.testing.assert_array_equal(some, bits[300:200:-7])
 
 
