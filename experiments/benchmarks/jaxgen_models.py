@@ -4,6 +4,7 @@ The networks of the GAN are written here, from jaxgen's layers. Weights and grad
 them out, under the names that its twins in `torch_models.py` have.
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -233,8 +234,21 @@ class Side:
             rates[chunk] = every / float(np.median(np.diff(times[1:])))
         return rates
 
+    def likelihood_seconds(self, num_examples, num_samples):
+        """Wall-clock time of the VAE's importance-weighted bound."""
+        image = jnp.round(self.images[0, :num_examples])
+        since = time.perf_counter()
+        jax.block_until_ready(bound(jax.random.key(0), self.state, image, self.system.cfg, num_samples))
+        return time.perf_counter() - since
+
+    def log_likelihood(self, given, num_samples):
+        """That bound on the exported inputs, for every example."""
+        bits = jnp.asarray(np.load(given)["bits"].transpose(0, 2, 3, 1))
+        cfg = dataclasses.replace(self.system.cfg, binarisation="threshold")
+        return np.asarray(bound(jax.random.key(0), self.state, bits, cfg, num_samples)).tolist()
+
     def export(self, path):
-        """Write weights, inputs, losses and gradients, for PyTorch to reproduce."""
+        """Write weights, inputs, losses and gradients, for PyTorch to reproduce; returns the losses."""
         generator = np.random.default_rng(1)
         bits = np.sign(generator.normal(size=self.images.shape[1:])).astype(np.float32)
         noise = generator.normal(size=(self.sizes.batch_size, self.sizes.num_latents)).astype(np.float32)
@@ -243,6 +257,7 @@ class Side:
         for kind, tree in (("weight", self.state.params), ("gradient", grads)):
             written |= {f"{kind}:{name}": value for name, value in torch_layout(tree).items()}
         np.savez(path, bits=bits.transpose(0, 3, 1, 2), noise=noise, **written)
+        return {name: float(value) for name, value in losses.items()}
 
     def peak_memory(self):
         return peak_memory()
@@ -252,6 +267,7 @@ class Side:
 
 
 product = jax.jit(jnp.matmul)
+bound = jax.jit(vae.iwae, static_argnums=(3, 4))
 
 
 def torch_layout(tree):
