@@ -116,6 +116,44 @@ def points(config: Config, **changes: object) -> Config:
     )
 
 
+class PointsPreset(NamedTuple):
+    """A paper's model of the mixtures in the plane, with the numbers of its training."""
+
+    config: Config
+    paper: str
+    batch_size: int
+    """Points a step of both players."""
+    steps: int
+    """Steps that take about five minutes on one core for five networks at once."""
+    decays: bool = False
+    """Whether the step sizes fall to zero over the training."""
+
+
+_SMALL_R3GAN = dataclasses.replace(
+    R3GAN,
+    shape=(2,),
+    network="mlp",
+    num_latents=2,
+    generator_widths=(128, 128, 128, 128),
+    discriminator_widths=(128, 128, 128, 128),
+    penalty_weight=0.05,
+    learning_rate=2e-3,
+    beta2=0.999,
+)
+
+POINTS: dict[str, PointsPreset] = {
+    "gan": PointsPreset(
+        points(NSGAN, learning_rate=1e-4, beta1=0.8), "Goodfellow et al. 2014, section 3", 100, 3000
+    ),
+    "pacgan": PointsPreset(
+        points(NSGAN, learning_rate=1e-4, beta1=0.8, packing=2), "Lin et al. 2018", 200, 2500
+    ),
+    "wgan_gp": PointsPreset(points(WGAN_GP, penalty_weight=0.1), "Gulrajani et al. 2017", 500, 700),
+    "r3gan": PointsPreset(_SMALL_R3GAN, "Huang et al. 2024 (the loss)", 256, 10_000, decays=True),
+}
+"""By name. The first three follow Lin et al. 2018, with 100 judgements of real data a step of the
+discriminator; "r3gan" has smaller networks without normalization, and a step size that falls to zero."""
+
 PRESETS: dict[str, Preset] = {
     "gan": Preset(
         GAN,
