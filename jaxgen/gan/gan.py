@@ -5,7 +5,7 @@ A generator G maps codes z ~ N(0, I) to data, a discriminator D maps data to a l
     D:  minimise  L_D(D(x), D(G(z))) + weight penalty(D)          G:  minimise  L_G(D(x), D(G(z)))
 
 (Goodfellow et al. 2014). The pair of losses is an entry of `losses`, the penalty one of `penalties`, the two
-networks come from `networks` or from the caller; `presets` has the papers as values of Config.
+networks from `networks` or the caller; `config` says which, and `presets` has the papers as its values.
 
 A batch is split into `discriminator_steps` parts. Each serves one step of D, the last one then a step of G,
 so that the examples of a step are those D is shown, however often it moves. Every turn draws fresh codes.
@@ -13,122 +13,20 @@ Real and generated data pass through D apart, real first, so that batch normaliz
 statistics. D's turn changes nothing of G, statistics included, and G's nothing of D.
 """
 
-import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxgen.gan import penalties
+from jaxgen.gan import diagnostics, penalties
 from jaxgen.gan.augment import augment
+from jaxgen.gan.config import Config, check, networks, num_labels, optimizer
+from jaxgen.gan.diagnostics import warnings as warnings
 from jaxgen.gan.losses import LOSSES
-from jaxgen.gan.networks import dcgan, head, mlp, r3gan, resnet
+from jaxgen.gan.networks import head
 from jaxgen.types import Batch, Metrics, observed
-
-SMOOTHED = ("minimax", "non_saturating")
-"""Losses with targets to smooth."""
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Hyperparameters of both players. All remedies are off but the average of the generator."""
-
-    shape: tuple[int, ...] = (8, 8, 1)
-    """Shape of one example."""
-    num_classes: int = 0
-    """Classes of the labels, if they are used."""
-    num_latents: int = 64
-    """Dimensions of z."""
-    network: Literal["mlp", "dcgan", "resnet", "r3gan"] = "mlp"
-    """Fully connected; strided convolutions; residual; residual without normalization."""
-    generator_widths: tuple[int, ...] = (128, 128)
-    """Widths of the generator's layers (mlp), or channels from its smallest images to its largest."""
-    discriminator_widths: tuple[int, ...] = (128, 128)
-    """Widths of the discriminator's layers, or channels from its largest images to its smallest."""
-    generator_normalization: Literal["none", "batch", "conditional"] = "none"
-    """Normalization of the generator's hidden layers, conditional by the label; r3gan has none."""
-    discriminator_normalization: Literal["none", "batch", "layer", "spectral"] = "none"
-    """Normalization of the discriminator's layers or weights; r3gan has none."""
-    upsampling: Literal["transposed", "nearest"] = "transposed"
-    """dcgan only: how the generator doubles the size."""
-    activation: Literal["leaky_relu", "relu", "maxout"] = "leaky_relu"
-    """mlp only: nonlinearity of the discriminator."""
-    blocks: int = 2
-    """r3gan only: residual blocks at each size."""
-    init_std: float = 0.0
-    """mlp and dcgan only: standard deviation of the initial weights; 0 for He's."""
-    loss: str = "non_saturating"
-    """Name of a pair of losses in `losses.LOSSES`."""
-    penalty: Literal["none", "gradient", "gradient_one_sided", "dragan", "r1", "r2", "r1_r2"] = "none"
-    """Penalty on the discriminator's gradient."""
-    penalty_weight: float = 10.0
-    """Weight of the penalty: lambda, or gamma of r1 and r2."""
-    penalty_every: int = 1
-    """Apply the penalty at every k-th step of the discriminator, with k times the weight."""
-    weight_clip: float = 0.0
-    """Cut the discriminator's parameters to [-c, c] after each of its steps; 0 does not."""
-    orthogonal_weight: float = 0.0
-    """Weight of the generator's orthogonal regularisation."""
-    dropout: float = 0.0
-    """mlp and dcgan only: share of the discriminator's hidden units that are dropped in training."""
-    label_smoothing: float = 0.0
-    """Aim real data at 1 minus this; for minimax and non_saturating."""
-    label_flipping: float = 0.0
-    """Probability with which a real and a generated example change roles in the discriminator's step."""
-    instance_noise: float = 0.0
-    """Initial standard deviation of the noise added to everything the discriminator sees."""
-    instance_noise_steps: int = 10_000
-    """Steps in which that noise falls linearly to zero."""
-    augmentations: tuple[Literal["color", "translation", "cutout"], ...] = ()
-    """Random transformations of all images the discriminator sees."""
-    packing: int = 1
-    """Examples the discriminator judges together, joined along their channels."""
-    minibatch_stddev: int = 0
-    """Show the last layer how much features vary within groups of so many judgements; 0 does not."""
-    minibatch_kernels: int = 0
-    """Show the last layer how near each judgement lies to the others under so many kernels; 0 does not."""
-    feature_matching: bool = False
-    """Train the generator to match the mean features of real data, in place of its loss."""
-    conditioning: Literal["none", "concat", "projection", "auxiliary", "info"] = "none"
-    """How the discriminator uses labels; the generator's are joined to z. Those of info are made up."""
-    num_codes: int = 10
-    """info only: made-up classes, which the discriminator learns to read off what was generated from them."""
-    auxiliary_weight: float = 1.0
-    """Weight of the discriminator's classification loss under auxiliary or info conditioning."""
-    auxiliary_generator_weight: float = 0.1
-    """The same of the generator's."""
-    unrolling: int = 0
-    """Steps the generator thinks the discriminator ahead, and differentiates through."""
-    discriminator_steps: int = 1
-    """Steps of the discriminator to one of the generator; the batch is split among them."""
-    rule: Literal["adam", "rmsprop"] = "adam"
-    """Optimizer of both players."""
-    learning_rate: float = 2e-4
-    """Step size of the generator."""
-    discriminator_learning_rate: float | None = None
-    """Step size of the discriminator; by default the generator's."""
-    beta1: float = 0.5
-    """Adam's decay of the mean gradient."""
-    beta2: float = 0.999
-    """Adam's decay of the squared gradient."""
-    decay_steps: int = 0
-    """Steps in which both step sizes fall linearly to zero; 0 keeps them constant."""
-    ema_decay: float = 0.999
-    """Decay of the averaged generator that samples are drawn from; grows to this in the first steps."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute dtype of the networks; parameters, losses and penalties stay float32."""
-    generator: nn.Module | None = None
-    """Your own network: codes (B, num_latents + num_labels), train -> (B, *shape)."""
-    discriminator: nn.Module | None = None
-    """Your own network: (B, ...), train -> features (B, F); a last linear layer is added."""
-    generator_optimizer: optax.GradientTransformation | None = None
-    """Your own optimizer of the generator."""
-    discriminator_optimizer: optax.GradientTransformation | None = None
-    """Your own optimizer of the discriminator."""
 
 
 class State(NamedTuple):
@@ -142,36 +40,15 @@ class State(NamedTuple):
     ema: Any  # the generator's averaged variables
 
 
-def optimizer(cfg: Config, player: str) -> optax.GradientTransformation:
-    """The config's own optimizer of the "generator" or the "discriminator", or the rule it names.
-
-    Under a penalty applied at every k-th step Adam's constants become those of k steps in k + 1: step size
-    times c, decays to the power c, c = k / (k + 1) (Karras et al. 2020).
-    """
-    own = getattr(cfg, f"{player}_optimizer")
-    if own is not None:
-        return own
-    rate, steps, share = cfg.learning_rate, cfg.decay_steps, 1.0
-    if player == "discriminator":
-        rate = rate if cfg.discriminator_learning_rate is None else cfg.discriminator_learning_rate
-        steps *= cfg.discriminator_steps
-        if cfg.penalty != "none" and cfg.penalty_every > 1 and cfg.rule == "adam":
-            share = cfg.penalty_every / (cfg.penalty_every + 1)
-    schedule = optax.linear_schedule(share * rate, 0.0, steps) if steps else share * rate
-    if cfg.rule == "rmsprop":
-        return optax.rmsprop(schedule)
-    return optax.adam(schedule, cfg.beta1**share, cfg.beta2**share)
-
-
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state; `batch` is not used.
 
     Raises ValueError for a shape the networks cannot make, and for settings that exclude each other.
     """
     del batch
-    _check(cfg)
+    check(cfg)
     generator_key, discriminator_key, step_key = jax.random.split(key, 3)
-    generator, discriminator = _networks(cfg)
+    generator, discriminator = networks(cfg)
     label = jnp.zeros(cfg.packing, jnp.int32)
     codes = _codes(jnp.zeros((cfg.packing, cfg.num_latents)), label, cfg)
     variables = {
@@ -215,7 +92,8 @@ def discriminator_loss(
     value = value + cfg.label_smoothing * real_logits.mean()
     metrics = {
         "discriminator_loss": adversarial,
-        **_diagnostics(on_real.logits, on_fake.logits, loss.threshold),
+        "diversity": diagnostics.diversity(real, fake),
+        **diagnostics.verdicts(loss, on_real.logits, on_fake.logits),
     }
     if on_fake.classes is not None:
         labelled = (on_fake,) if cfg.conditioning == "info" else (on_fake, on_real)
@@ -254,11 +132,14 @@ def generator_loss(
     discriminator = state.params["discriminator"], state.stats["discriminator"], state
     on_real, _ = _judge(*discriminator, real, label, real_key, cfg)
     on_fake, _ = _judge(*discriminator, fake, label, fake_key, cfg)
+    loss = LOSSES[cfg.loss]
     if cfg.feature_matching:
         value = ((on_real.features.mean(0) - on_fake.features.mean(0)) ** 2).sum()
+        metrics = {"generator_loss": value}
     else:
-        value = LOSSES[cfg.loss].generator(on_real.logits, on_fake.logits)
-    metrics = {"generator_loss": value}
+        value = loss.generator(on_real.logits, on_fake.logits)
+        slope = diagnostics.generator_slope(loss, on_real.logits, on_fake.logits)
+        metrics = {"generator_loss": value, "generator_slope": slope}
     if on_fake.classes is not None:
         value = value + cfg.auxiliary_generator_weight * _cross_entropy(on_fake.classes, label)
     if cfg.orthogonal_weight:
@@ -340,60 +221,21 @@ def sample(
 
 def decode(state: State, z: Array, cfg: Config, label: Array | None = None) -> Array:
     """Codes z (B, num_latents) and labels (B,) to data (B, *shape), by the averaged generator."""
-    return jnp.float32(_networks(cfg)[0].apply(state.ema, _codes(z, label, cfg), False))
+    return jnp.float32(networks(cfg)[0].apply(state.ema, _codes(z, label, cfg), False))
 
 
 def judge(state: State, x: Array, cfg: Config, label: Array | None = None) -> head.Verdict:
     """The discriminator's logits and features of data x (B, *shape), without noise or augmentation."""
     variables = _variables(state.params["discriminator"], state.stats["discriminator"])
-    verdict: Any = _networks(cfg)[1].apply(variables, x, label, False)
+    verdict: Any = networks(cfg)[1].apply(variables, x, label, False)
     return verdict
-
-
-def num_labels(cfg: Config) -> int:
-    """Classes of the labels that go with z; 0 of an unconditional model."""
-    if cfg.conditioning == "none":
-        return 0
-    return cfg.num_codes if cfg.conditioning == "info" else cfg.num_classes
-
-
-def _networks(cfg: Config) -> tuple[nn.Module, nn.Module]:
-    module = {"mlp": mlp, "dcgan": dcgan, "resnet": resnet, "r3gan": r3gan}[cfg.network]
-    first: dict[str, Any] = {"dtype": cfg.dtype}
-    second: dict[str, Any] = {"dtype": cfg.dtype}
-    if cfg.network == "r3gan":
-        first["blocks"] = second["blocks"] = cfg.blocks
-    else:
-        first["normalization"], first["num_labels"] = cfg.generator_normalization, num_labels(cfg)
-        second["normalization"] = cfg.discriminator_normalization
-    if cfg.network in ("mlp", "dcgan"):
-        first["std"] = second["std"] = cfg.init_std
-        second["dropout"] = cfg.dropout
-    if cfg.network == "mlp":
-        second["activation"] = cfg.activation
-    if cfg.network == "dcgan":
-        first["upsampling"] = cfg.upsampling
-    generator = cfg.generator or module.Generator(cfg.shape, cfg.generator_widths, **first)
-    body = cfg.discriminator or module.Discriminator(cfg.discriminator_widths, **second)
-    discriminator = head.Discriminator(
-        body,
-        cfg.packing,
-        cfg.conditioning,
-        num_labels(cfg),
-        cfg.minibatch_stddev,
-        cfg.minibatch_kernels,
-        cfg.discriminator_normalization,
-        cfg.init_std,
-        cfg.dtype,
-    )
-    return generator, discriminator
 
 
 def _generate(params, state, key, n, label, cfg):
     """n samples by batch statistics, and the generator's new statistics."""
     variables = _variables(params, state.stats["generator"])
     codes = _codes(jax.random.normal(key, (n, cfg.num_latents)), label, cfg)
-    x, stats = _networks(cfg)[0].apply(variables, codes, True, mutable=["batch_stats", "spectral"])
+    x, stats = networks(cfg)[0].apply(variables, codes, True, mutable=["batch_stats", "spectral"])
     return jnp.float32(x), {**state.stats["generator"], **stats}
 
 
@@ -402,7 +244,7 @@ def _judge(params, stats, state, x, label, key, cfg, mutable=("batch_stats",)):
     look_key, dropout_key = jax.random.split(key)
     x = _looked_at(look_key, x, state.step, cfg)
     variables, rngs = _variables(params, stats), {"dropout": dropout_key}
-    verdict, new = _networks(cfg)[1].apply(variables, x, label, True, rngs=rngs, mutable=mutable)
+    verdict, new = networks(cfg)[1].apply(variables, x, label, True, rngs=rngs, mutable=mutable)
     return verdict, {**stats, **new}
 
 
@@ -418,7 +260,7 @@ def _unrolled(params, state, batch, key, cfg):
 
 def _critic(params, stats, state, label, key, cfg):
     """Sets of examples (B / packing, packing, *shape) to logits, under augmentation but without dropout."""
-    network = _networks(cfg)[1]
+    network = networks(cfg)[1]
 
     def critic(sets):
         x = _looked_at(jax.random.split(key)[0], sets.reshape(-1, *cfg.shape), state.step, cfg)
@@ -480,33 +322,3 @@ def _variables(params, stats):
 
 def _cross_entropy(logits, label):
     return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
-
-
-def _diagnostics(real, fake, threshold):
-    """Mean logits, and how often the discriminator is right; where logits are relative, about their means."""
-    above = lambda other: other.mean() if threshold is None else threshold
-    return {
-        "real_logit": real.mean(),
-        "fake_logit": fake.mean(),
-        "real_accuracy": (real > above(fake)).mean(),
-        "fake_accuracy": (fake < above(real)).mean(),
-    }
-
-
-def _check(cfg):
-    """Raises ValueError for settings that do not go together."""
-    if cfg.loss not in LOSSES:
-        raise ValueError(f"unknown loss {cfg.loss!r}: there are {', '.join(sorted(LOSSES))}")
-    if cfg.penalty != "none" and cfg.discriminator_normalization == "batch":
-        raise ValueError(
-            "a penalty on the gradient of each example needs a discriminator that keeps them apart:"
-            ' discriminator_normalization "none", "layer" or "spectral", not "batch"'
-        )
-    if cfg.label_smoothing and cfg.loss not in SMOOTHED:
-        raise ValueError(f"label_smoothing is for the losses {' and '.join(SMOOTHED)}, not {cfg.loss}")
-    if cfg.conditioning != "none" and not num_labels(cfg):
-        raise ValueError(f"conditioning {cfg.conditioning!r} needs data with labels")
-    if cfg.generator_normalization == "conditional" and cfg.conditioning == "none":
-        raise ValueError('generator_normalization "conditional" needs a conditioning other than "none"')
-    if cfg.packing > 1 and cfg.conditioning in ("projection", "auxiliary", "info"):
-        raise ValueError(f'packing goes with conditioning "none" or "concat", not {cfg.conditioning!r}')
