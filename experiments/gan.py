@@ -26,24 +26,35 @@ def evaluate(key, state, train, test, cfg, folder):
     """Pictures, and how often samples have the label asked for; distances are measured for every run.
 
     One row of the picture classes.png is a class, one of truncation.png a limit on the codes, one of
-    interpolation.png an arc between two codes.
+    interpolation.png an arc between two codes, one of codes.png a continuous code of InfoGAN.
     """
     del train
     if len(cfg.shape) == 1:
         x = samples.draw(key, gan, state, NUM_POINTS, cfg)
         plot.save_points(folder / "points.png", {"data": test[:NUM_POINTS]["x"], "samples": x})
         return {}
-    conditional = cfg.conditioning != "none"
-    if conditional:
-        label = jnp.repeat(jnp.arange(gan.num_labels(cfg)), SIDE)
+    classes = gan.num_labels(cfg)
+    if classes:
+        label = jnp.repeat(jnp.arange(classes), SIDE)
         plot.save_grid(folder / "classes.png", gan.sample(key, state, len(label), cfg, label=label), SIDE)
     rows = [gan.sample(key, state, SIDE, cfg, truncation=limit) for limit in (0.25, 0.5, 1.0, 2.0)]
     plot.save_grid(folder / "truncation.png", jnp.concatenate(rows), SIDE)
-    ends = jax.random.normal(key, (2, 6, cfg.num_latents))
-    z = interpolate.path(*ends, SIDE, interpolate.slerp).swapaxes(0, 1).reshape(-1, cfg.num_latents)
-    label = jnp.repeat(jnp.arange(6) % gan.num_labels(cfg), SIDE) if conditional else None
+    ends = gan.draw_codes(key, 12, cfg).reshape(2, 6, -1)
+    z = interpolate.path(*ends, SIDE, interpolate.slerp).swapaxes(0, 1).reshape(SIDE * 6, -1)
+    label = jnp.repeat(jnp.arange(6) % classes, SIDE) if classes else None
     plot.save_grid(folder / "interpolation.png", gan.decode(state, z, cfg, label), SIDE)
-    return label_accuracy(key, state, test, cfg) if conditional and cfg.conditioning != "info" else {}
+    if cfg.num_continuous_codes:
+        save_codes(folder / "codes.png", ends[0, 0], state, cfg)
+    return label_accuracy(key, state, test, cfg) if classes and cfg.conditioning != "info" else {}
+
+
+def save_codes(path, z, state, cfg):
+    """Each continuous code in turn from -2 to 2, twice as far as in training, under three of the classes."""
+    dimensions = range(cfg.num_latents, cfg.num_latents + cfg.num_continuous_codes)
+    rows = [interpolate.traverse(z, dimension, jnp.linspace(-2, 2, SIDE)) for dimension in dimensions]
+    codes, classes = jnp.concatenate(rows), range(min(3, gan.num_labels(cfg)) or 1)
+    images = [gan.decode(state, codes, cfg, jnp.full(len(codes), label)) for label in classes]
+    plot.save_grid(path, jnp.concatenate(images), SIDE)
 
 
 def label_accuracy(key, state, test, cfg):

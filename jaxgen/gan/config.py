@@ -67,6 +67,12 @@ class Config:
     """Steps in which that noise falls linearly to zero."""
     augmentations: tuple[Literal["color", "translation", "cutout"], ...] = ()
     """Random transformations of all images the discriminator sees."""
+    adaptive_augmentations: tuple[Literal["blit", "geometry", "color"], ...] = ()
+    """Others, which happen the more often the more the discriminator overfits (see `adaptive`)."""
+    augmentation_target: float = 0.6
+    """Mean sign of the logits of real data that adaptive augmentation holds."""
+    augmentation_ramp: int = 500_000
+    """Real examples in which its probability rises from 0 to 1 at most."""
     packing: int = 1
     """Examples the discriminator judges together, joined along their channels."""
     minibatch_stddev: int = 0
@@ -79,8 +85,12 @@ class Config:
     """How the discriminator uses labels; the generator's are joined to z. Those of info are made up."""
     num_codes: int = 10
     """info only: made-up classes, which the discriminator learns to read off what was generated from them."""
+    num_continuous_codes: int = 0
+    """info only: made-up numbers, even in [-1, 1] and the last of z, to be read off likewise."""
+    learned_variance: bool = False
+    """info only: let the reader of continuous codes say how sure it is; else its variance is 1."""
     auxiliary_weight: float = 1.0
-    """Weight of the discriminator's classification loss under auxiliary or info conditioning."""
+    """Weight of the discriminator's loss in reading classes and codes off examples (auxiliary, info)."""
     auxiliary_generator_weight: float = 0.1
     """The same of the generator's."""
     unrolling: int = 0
@@ -142,6 +152,8 @@ def networks(cfg: Config) -> tuple[nn.Module, nn.Module]:
         cfg.discriminator_normalization,
         cfg.init_std,
         cfg.dtype,
+        cfg.num_continuous_codes,
+        cfg.learned_variance,
     )
     return generator, discriminator
 
@@ -185,8 +197,11 @@ def check(cfg: Config) -> None:
         )
     if cfg.label_smoothing and cfg.loss not in SMOOTHED:
         raise ValueError(f"label_smoothing is for the losses {' and '.join(SMOOTHED)}, not {cfg.loss}")
-    if cfg.conditioning != "none" and not num_labels(cfg):
-        raise ValueError(f"conditioning {cfg.conditioning!r} needs data with labels")
+    if cfg.num_continuous_codes and cfg.conditioning != "info":
+        raise ValueError(f'continuous codes go with conditioning "info", not {cfg.conditioning!r}')
+    if cfg.conditioning != "none" and not num_labels(cfg) + cfg.num_continuous_codes:
+        needed = "num_codes or num_continuous_codes" if cfg.conditioning == "info" else "data with labels"
+        raise ValueError(f"conditioning {cfg.conditioning!r} needs {needed}")
     if cfg.generator_normalization == "conditional" and cfg.conditioning == "none":
         raise ValueError('generator_normalization "conditional" needs a conditioning other than "none"')
     if cfg.packing > 1 and cfg.conditioning in ("projection", "auxiliary", "info"):

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxgen.gan import diagnostics, penalties
+from jaxgen import distributions
+from jaxgen.gan import adaptive, diagnostics, penalties
 from jaxgen.gan.augment import augment
 from jaxgen.gan.config import Config, check, networks, num_labels, optimizer
 from jaxgen.gan.diagnostics import warnings as warnings
@@ -35,7 +36,7 @@ class State(NamedTuple):
     step: Array
     key: Array
     params: Any
-    stats: Any  # running statistics and singular vectors
+    stats: Any  # running statistics, singular vectors, and the controller of an adaptive "augmentation"
     opt_state: Any
     ema: Any  # the generator's averaged variables
 
@@ -50,7 +51,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     generator_key, discriminator_key, step_key = jax.random.split(key, 3)
     generator, discriminator = networks(cfg)
     label = jnp.zeros(cfg.packing, jnp.int32)
-    codes = _codes(jnp.zeros((cfg.packing, cfg.num_latents)), label, cfg)
+    codes = _codes(jnp.zeros((cfg.packing, cfg.num_latents + cfg.num_continuous_codes)), label, cfg)
     variables = {
         "generator": generator.init(generator_key, codes, False),
         "discriminator": discriminator.init(
@@ -61,6 +62,8 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     stats = {player: {k: v[k] for k in v if k != "params"} for player, v in variables.items()}
     opt_state = {player: optimizer(cfg, player).init(params[player]) for player in params}
     ema = jax.tree.map(jnp.copy, _variables(params["generator"], stats["generator"]))
+    if cfg.adaptive_augmentations:
+        stats["augmentation"] = adaptive.init()
     return State(jnp.zeros((), jnp.int32), step_key, params, stats, opt_state, ema)
 
 
@@ -75,7 +78,7 @@ def discriminator_loss(
     loss = LOSSES[cfg.loss]
     code_key, real_key, fake_key, flip_key, penalty_key, label_key = jax.random.split(key, 6)
     real, label = observed(batch), _label(batch, label_key, cfg)
-    fake, _ = _generate(state.params["generator"], state, code_key, len(real), label, cfg)
+    fake, z, _ = _generate(state.params["generator"], state, code_key, len(real), label, cfg)
     # The singular vectors move here and nowhere else, so that the whole step sees the same weights.
     moving, stats = ("batch_stats", "spectral"), state.stats["discriminator"]
     on_real, stats = _judge(params, stats, state, real, label, real_key, cfg, mutable=moving)
@@ -95,11 +98,13 @@ def discriminator_loss(
         "diversity": diagnostics.diversity(real, fake),
         **diagnostics.verdicts(loss, on_real.logits, on_fake.logits),
     }
-    if on_fake.classes is not None:
+    if cfg.conditioning in ("auxiliary", "info"):
         labelled = (on_fake,) if cfg.conditioning == "info" else (on_fake, on_real)
-        classification = sum(_cross_entropy(verdict.classes, label) for verdict in labelled)
-        value = value + cfg.auxiliary_weight * classification
-        metrics["class_accuracy"] = (labelled[-1].classes.argmax(-1) == label).mean()
+        value = value + cfg.auxiliary_weight * sum(_misread(verdict, label, z, cfg) for verdict in labelled)
+        if on_fake.classes is not None:
+            metrics["class_accuracy"] = (labelled[-1].classes.argmax(-1) == label).mean()
+        if on_fake.codes is not None:
+            metrics["code_error"] = ((on_fake.codes[0] - _continuous(z, cfg)) ** 2).mean()
     if cfg.penalty != "none":
 
         def penalty():
@@ -126,7 +131,7 @@ def generator_loss(
     """
     code_key, real_key, fake_key, unrolling_key, label_key = jax.random.split(key, 5)
     real, label = observed(batch), _label(batch, label_key, cfg)
-    fake, stats = _generate(params, state, code_key, len(real), label, cfg)
+    fake, z, stats = _generate(params, state, code_key, len(real), label, cfg)
     if cfg.unrolling:
         state = _unrolled(params, state, batch, unrolling_key, cfg)
     discriminator = state.params["discriminator"], state.stats["discriminator"], state
@@ -140,8 +145,8 @@ def generator_loss(
         value = loss.generator(on_real.logits, on_fake.logits)
         slope = diagnostics.generator_slope(loss, on_real.logits, on_fake.logits)
         metrics = {"generator_loss": value, "generator_slope": slope}
-    if on_fake.classes is not None:
-        value = value + cfg.auxiliary_generator_weight * _cross_entropy(on_fake.classes, label)
+    if cfg.conditioning in ("auxiliary", "info"):
+        value = value + cfg.auxiliary_generator_weight * _misread(on_fake, label, z, cfg)
     if cfg.orthogonal_weight:
         value = value + cfg.orthogonal_weight * penalties.orthogonal(params)
     return value, (stats, metrics)
@@ -190,7 +195,15 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     metrics = jax.tree.map(lambda values: values.mean(0), metrics)
     last = jax.tree.map(lambda part: part[-1], parts)
     state, generator_metrics = generator_step(state, last, jax.random.fold_in(key, count), cfg)
-    return state._replace(step=state.step + 1), {**metrics, **generator_metrics}
+    metrics = {**metrics, **generator_metrics}
+    if cfg.adaptive_augmentations:
+        rate = adaptive.INTERVAL * len(observed(batch)) / cfg.augmentation_ramp
+        sign = 2 * metrics["real_accuracy"] - 1
+        controller = state.stats["augmentation"]
+        controller = adaptive.update(controller, sign, state.step, cfg.augmentation_target, rate)
+        state = state._replace(stats={**state.stats, "augmentation": controller})
+        metrics["augmentation_probability"] = controller.probability
+    return state._replace(step=state.step + 1), metrics
 
 
 def sample(
@@ -209,18 +222,26 @@ def sample(
             of it gives more typical and less varied samples.
     """
     code_key, label_key = jax.random.split(key)
-    shape = (n, cfg.num_latents)
-    if truncation is None:
-        z = jax.random.normal(code_key, shape)
-    else:
-        z = jax.random.truncated_normal(code_key, -truncation, truncation, shape)
     if cfg.conditioning != "none" and label is None:
         label = jax.random.randint(label_key, (n,), 0, num_labels(cfg))
-    return decode(state, z, cfg, label)
+    return decode(state, draw_codes(code_key, n, cfg, truncation), cfg, label)
+
+
+def draw_codes(key: Array, n: int, cfg: Config, truncation: float | None = None) -> Array:
+    """n draws of z, (n, num_latents + num_continuous_codes): normal, and then even in [-1, 1]."""
+    shape = (n, cfg.num_latents)
+    if truncation is None:
+        z = jax.random.normal(key, shape)
+    else:
+        z = jax.random.truncated_normal(key, -truncation, truncation, shape)
+    if not cfg.num_continuous_codes:
+        return z
+    codes = jax.random.uniform(jax.random.fold_in(key, 1), (n, cfg.num_continuous_codes), minval=-1.0)
+    return jnp.concatenate([z, codes], -1)
 
 
 def decode(state: State, z: Array, cfg: Config, label: Array | None = None) -> Array:
-    """Codes z (B, num_latents) and labels (B,) to data (B, *shape), by the averaged generator."""
+    """Codes z, as of `draw_codes`, and labels (B,) to data (B, *shape), by the averaged generator."""
     return jnp.float32(networks(cfg)[0].apply(state.ema, _codes(z, label, cfg), False))
 
 
@@ -232,17 +253,18 @@ def judge(state: State, x: Array, cfg: Config, label: Array | None = None) -> he
 
 
 def _generate(params, state, key, n, label, cfg):
-    """n samples by batch statistics, and the generator's new statistics."""
-    variables = _variables(params, state.stats["generator"])
-    codes = _codes(jax.random.normal(key, (n, cfg.num_latents)), label, cfg)
-    x, stats = networks(cfg)[0].apply(variables, codes, True, mutable=["batch_stats", "spectral"])
-    return jnp.float32(x), {**state.stats["generator"], **stats}
+    """n samples by batch statistics, their z, and the generator's new statistics."""
+    variables, z = _variables(params, state.stats["generator"]), draw_codes(key, n, cfg)
+    x, stats = networks(cfg)[0].apply(
+        variables, _codes(z, label, cfg), True, mutable=["batch_stats", "spectral"]
+    )
+    return jnp.float32(x), z, {**state.stats["generator"], **stats}
 
 
 def _judge(params, stats, state, x, label, key, cfg, mutable=("batch_stats",)):
     """The Verdict on x in training, and the new statistics."""
     look_key, dropout_key = jax.random.split(key)
-    x = _looked_at(look_key, x, state.step, cfg)
+    x = _looked_at(look_key, x, state, cfg)
     variables, rngs = _variables(params, stats), {"dropout": dropout_key}
     verdict, new = networks(cfg)[1].apply(variables, x, label, True, rngs=rngs, mutable=mutable)
     return verdict, {**stats, **new}
@@ -263,19 +285,22 @@ def _critic(params, stats, state, label, key, cfg):
     network = networks(cfg)[1]
 
     def critic(sets):
-        x = _looked_at(jax.random.split(key)[0], sets.reshape(-1, *cfg.shape), state.step, cfg)
+        x = _looked_at(jax.random.split(key)[0], sets.reshape(-1, *cfg.shape), state, cfg)
         verdict: Any = network.apply(_variables(params, stats), x, label, False)
         return verdict.logits
 
     return critic
 
 
-def _looked_at(key, x, step, cfg):
+def _looked_at(key, x, state, cfg):
     """What the discriminator gets to see of x (B, *shape)."""
     augment_key, noise_key = jax.random.split(key)
     x = augment(augment_key, x, cfg.augmentations)
+    if cfg.adaptive_augmentations:
+        probability = state.stats["augmentation"].probability
+        x = adaptive.augment(jax.random.fold_in(augment_key, 1), x, cfg.adaptive_augmentations, probability)
     if cfg.instance_noise:
-        std = cfg.instance_noise * jnp.maximum(1 - step / cfg.instance_noise_steps, 0.0)
+        std = cfg.instance_noise * jnp.maximum(1 - state.step / cfg.instance_noise_steps, 0.0)
         x = x + std * jax.random.normal(noise_key, x.shape)
     return x
 
@@ -311,7 +336,7 @@ def _label(batch, key, cfg):
 
 
 def _codes(z, label, cfg):
-    if cfg.conditioning == "none":
+    if not num_labels(cfg):
         return z
     return jnp.concatenate([z, jax.nn.one_hot(label, num_labels(cfg))], -1)
 
@@ -320,5 +345,15 @@ def _variables(params, stats):
     return {"params": params, **stats}
 
 
-def _cross_entropy(logits, label):
-    return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+def _continuous(z, cfg):
+    return z[:, cfg.num_latents :]
+
+
+def _misread(verdict, label, z, cfg):
+    """-log q(class, codes | example) in nats: what the discriminator read off, against what is true."""
+    value = 0.0
+    if verdict.classes is not None:
+        value += optax.softmax_cross_entropy_with_integer_labels(verdict.classes, label).mean()
+    if verdict.codes is not None:
+        value -= distributions.normal_log_prob(_continuous(z, cfg), *verdict.codes).mean()
+    return value
