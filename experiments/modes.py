@@ -52,32 +52,31 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Print a line a look, and write the table as JSON with a picture of the samples."""
+    """Print a line a look, and write what is reached so far as JSON with a picture of the samples."""
     options.results.mkdir(parents=True, exist_ok=True)
-    every = tuple(presets.POINTS)
-    stem = "-".join([options.data, *(options.systems if options.systems != every else ())])
+    stem = "-".join([options.data, *(options.systems if options.systems != tuple(presets.POINTS) else ())])
     train = data.load(options.data)
+    facts = {
+        "data": options.data,
+        "n": NUM_POINTS,
+        "seeds": options.seeds,
+        "floor": modes.mode_statistics(train[:NUM_POINTS]["x"], *centers_of(options.data)),
+        "command": result.command(sys.argv),
+        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} host cores",
+        "versions": runs.versions(),
+    }
     rows, pictures = {}, {}
     for name in options.systems:
-        rows[name], pictures[name] = measure(options, name, train)
-        save_samples(options.results / f"{stem}.png", pictures, train)
-        facts = {
-            "data": options.data,
-            "n": NUM_POINTS,
-            "seeds": options.seeds,
-            "floor": modes.mode_statistics(train[:NUM_POINTS]["x"], *centers_of(options.data)),
-            "command": result.command(sys.argv),
-            "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} host cores",
-            "versions": runs.versions(),
-        }
-        runs.write_text(
-            options.results / f"{stem}.json", json.dumps({**facts, "systems": rows}, indent=2) + "\n"
-        )
+        for row, samples in measure(options, name, train):
+            rows[name], pictures[name] = row, samples
+            save_samples(options.results / f"{stem}.png", pictures, train)
+            text = json.dumps({**facts, "systems": rows}, indent=2) + "\n"
+            runs.write_text(options.results / f"{stem}.json", text)
     print("\n".join(table(options.data, rows)))
 
 
-def measure(options: Options, name: str, train: data.Dataset) -> tuple[dict, np.ndarray]:
-    """What the seeds of one system reach, and their samples (seeds, N, 2)."""
+def measure(options, name, train):
+    """What the seeds of one system reach, and their samples (seeds, N, 2), at every look."""
     preset, since = presets.POINTS[name], time.perf_counter()
     steps = options.steps or preset.steps
     cfg = dataclasses.replace(preset.config, decay_steps=steps if preset.decays else 0)
@@ -90,17 +89,22 @@ def measure(options: Options, name: str, train: data.Dataset) -> tuple[dict, np.
         history.append({"step": step, **{metric: mean_and_error(found, metric) for metric in METRICS}})
         minutes = (time.perf_counter() - since) / 60
         print(f"{name} on {train.name}, step {step} ({minutes:.1f} minutes):", words(history[-1]), flush=True)
-    reached = {
-        metric: {
-            "mean": history[-1][metric][0],
-            "standard_error": history[-1][metric][1],
-            "values": [row[metric] for row in found],
-            "published": modes.PUBLISHED.get((train.name, name), {}).get(metric),
+        reached = {
+            metric: {
+                "mean": history[-1][metric][0],
+                "standard_error": history[-1][metric][1],
+                "values": [row[metric] for row in found],
+                "published": modes.PUBLISHED.get((train.name, name), {}).get(metric),
+            }
+            for metric in METRICS
         }
-        for metric in METRICS
-    }
-    facts = {"paper": preset.paper, "steps": steps, "batch_size": preset.batch_size, "minutes": minutes}
-    return {**facts, **reached, "history": history, "config": json_config(cfg)}, samples
+        facts = {
+            "paper": preset.paper,
+            "steps": step,
+            "batch_size": preset.batch_size,
+            "minutes": round(minutes, 1),
+        }
+        yield {**facts, **reached, "history": list(history), "config": json_config(cfg)}, samples
 
 
 def training(cfg, train, batch_size, keys, steps):
