@@ -197,6 +197,8 @@ def check(cfg: Config) -> None:
         )
     if cfg.label_smoothing and cfg.loss not in SMOOTHED:
         raise ValueError(f"label_smoothing is for the losses {' and '.join(SMOOTHED)}, not {cfg.loss}")
+    if (cfg.augmentations or cfg.adaptive_augmentations) and len(cfg.shape) != 3:
+        raise ValueError(f"augmentations are of images, (height, width, channels), not {tuple(cfg.shape)}")
     if cfg.num_continuous_codes and cfg.conditioning != "info":
         raise ValueError(f'continuous codes go with conditioning "info", not {cfg.conditioning!r}')
     if cfg.conditioning != "none" and not num_labels(cfg) + cfg.num_continuous_codes:

@@ -59,7 +59,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
         ),
     }
     params = {player: v.get("params", {}) for player, v in variables.items()}
-    stats = {player: {k: v[k] for k in v if k != "params"} for player, v in variables.items()}
+    stats: dict[str, Any] = {player: {k: v[k] for k in v if k != "params"} for player, v in variables.items()}
     opt_state = {player: optimizer(cfg, player).init(params[player]) for player in params}
     ema = jax.tree.map(jnp.copy, _variables(params["generator"], stats["generator"]))
     if cfg.adaptive_augmentations:
@@ -351,7 +351,7 @@ def _continuous(z, cfg):
 
 def _misread(verdict, label, z, cfg):
     """-log q(class, codes | example) in nats: what the discriminator read off, against what is true."""
-    value = 0.0
+    value = jnp.zeros(())
     if verdict.classes is not None:
         value += optax.softmax_cross_entropy_with_integer_labels(verdict.classes, label).mean()
     if verdict.codes is not None:

@@ -600,6 +600,7 @@ def test_truncated_codes_lie_within_and_follow_the_density():
         ({"label_smoothing": 0.1, "loss": "hinge"}, "label_smoothing is for"),
         ({"conditioning": "concat"}, "needs data with labels"),
         ({"conditioning": "projection", "num_classes": 3, "packing": 2}, "packing goes with"),
+        ({"adaptive_augmentations": ("blit",)}, "augmentations are of images"),
         ({"num_continuous_codes": 2}, "continuous codes go with"),
         ({"conditioning": "info", "num_codes": 0}, "needs num_codes or"),
         ({"generator_normalization": "conditional"}, "needs a conditioning"),
