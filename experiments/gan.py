@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import plot
-from jaxgen.evaluation import features, report, samples
+from jaxgen.evaluation import features, modes, report, samples
 from jaxgen.experiment import Options, System, main
 from jaxgen.gan import gan, presets
 from jaxgen.latent import interpolate
@@ -26,24 +26,35 @@ def evaluate(key, state, train, test, cfg, folder):
     """Pictures, and how often samples have the label asked for; distances are measured for every run.
 
     One row of the picture classes.png is a class, one of truncation.png a limit on the codes, one of
-    interpolation.png an arc between two codes.
+    interpolation.png an arc between two codes, one of codes.png a continuous code of InfoGAN.
     """
     del train
     if len(cfg.shape) == 1:
         x = samples.draw(key, gan, state, NUM_POINTS, cfg)
         plot.save_points(folder / "points.png", {"data": test[:NUM_POINTS]["x"], "samples": x})
         return {}
-    conditional = cfg.conditioning != "none"
-    if conditional:
-        label = jnp.repeat(jnp.arange(gan.num_labels(cfg)), SIDE)
+    classes = gan.num_labels(cfg)
+    if classes:
+        label = jnp.repeat(jnp.arange(classes), SIDE)
         plot.save_grid(folder / "classes.png", gan.sample(key, state, len(label), cfg, label=label), SIDE)
     rows = [gan.sample(key, state, SIDE, cfg, truncation=limit) for limit in (0.25, 0.5, 1.0, 2.0)]
     plot.save_grid(folder / "truncation.png", jnp.concatenate(rows), SIDE)
-    ends = jax.random.normal(key, (2, 6, cfg.num_latents))
-    z = interpolate.path(*ends, SIDE, interpolate.slerp).swapaxes(0, 1).reshape(-1, cfg.num_latents)
-    label = jnp.repeat(jnp.arange(6) % gan.num_labels(cfg), SIDE) if conditional else None
+    ends = gan.draw_codes(key, 12, cfg).reshape(2, 6, -1)
+    z = interpolate.path(*ends, SIDE, interpolate.slerp).swapaxes(0, 1).reshape(SIDE * 6, -1)
+    label = jnp.repeat(jnp.arange(6) % classes, SIDE) if classes else None
     plot.save_grid(folder / "interpolation.png", gan.decode(state, z, cfg, label), SIDE)
-    return label_accuracy(key, state, test, cfg) if conditional and cfg.conditioning != "info" else {}
+    if cfg.num_continuous_codes:
+        save_codes(folder / "codes.png", ends[0, 0], state, cfg)
+    return label_accuracy(key, state, test, cfg) if classes and cfg.conditioning != "info" else {}
+
+
+def save_codes(path, z, state, cfg):
+    """Each continuous code in turn from -2 to 2, twice as far as in training, under three of the classes."""
+    dimensions = range(cfg.num_latents, cfg.num_latents + cfg.num_continuous_codes)
+    rows = [interpolate.traverse(z, dimension, jnp.linspace(-2, 2, SIDE)) for dimension in dimensions]
+    codes, classes = jnp.concatenate(rows), range(min(3, gan.num_labels(cfg)) or 1)
+    images = [gan.decode(state, codes, cfg, jnp.full(len(codes), label)) for label in classes]
+    plot.save_grid(path, jnp.concatenate(images), SIDE)
 
 
 def label_accuracy(key, state, test, cfg):
@@ -63,36 +74,27 @@ def label_accuracy(key, state, test, cfg):
     return {f"label_accuracy ({extractor.name})": report.metric(found, "of samples", n, floor)}
 
 
-PACGAN = "Lin et al. 2018, table 1 (ring of radius 1, std 0.01)"
-RING = {"gan": (6.3, 0.982, 0.45), "pacgan": (7.9, 0.956, 0.07)}
-GRID = {"gan": (17.3, 0.948, 0.70), "pacgan": (23.8, 0.913, 0.13)}
-
-
-def published(name):
-    """The figures of Lin et al. for the mixtures, by (data, metric)."""
-    return {
-        (data_name, metric): (value, PACGAN)
-        for data_name, rows in (("ring", RING), ("grid", GRID))
-        for metric, value in zip(("modes", "high_quality", "reverse_kl"), rows.get(name, ()), strict=False)
-    }
-
-
-def on_points(name, paper, config, **changes):
-    """A system for mixtures of points: batches of 100 judgements, as in Lin et al. 2018."""
-    count = config.packing * config.discriminator_steps
+def on_points(name):
+    """A system for mixtures of points, in the protocol of Lin et al. 2018."""
+    preset, steps = presets.POINTS[name], 10_000
     return System(
         family=gan,
-        config=presets.points(config, learning_rate=1e-4, **changes),
-        paper=paper,
+        config=dataclasses.replace(preset.config, decay_steps=steps if preset.decays else 0),
+        paper=preset.paper,
         options=Options(
             data="ring",
-            steps=10_000,
-            batch_size=100 * count,
+            steps=steps,
+            batch_size=preset.batch_size,
             sample_every=2000,
             num_samples=NUM_POINTS,
         ),
         evaluate=evaluate,
-        published=published(name),
+        published={
+            (data, metric): (value, "Lin et al. 2018, table 1")
+            for (data, system), row in modes.PUBLISHED.items()
+            for metric, (value, _) in row.items()
+            if system == name
+        },
     )
 
 
@@ -106,13 +108,7 @@ SYSTEMS = {
     )
     for name, preset in presets.PRESETS.items()
 }
-PACKED = dataclasses.replace(presets.NSGAN, packing=2)
-SYSTEMS |= {
-    "ring_gan": on_points("gan", "Goodfellow et al. 2014", presets.NSGAN, beta1=0.8),
-    "ring_pacgan": on_points("pacgan", "Lin et al. 2018", PACKED, beta1=0.8),
-    "ring_wgan_gp": on_points("wgan_gp", "Gulrajani et al. 2017", presets.WGAN_GP, penalty_weight=0.1),
-    "ring_r3gan": on_points("r3gan", "Huang et al. 2024", presets.R3GAN, penalty_weight=0.1),
-}
+SYSTEMS |= {f"ring_{name}": on_points(name) for name in presets.POINTS}
 
 if __name__ == "__main__":
     main(SYSTEMS)

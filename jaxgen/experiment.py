@@ -158,7 +158,7 @@ def run(family: Any, cfg: Any, options: Options, evaluate: Evaluate | None = Non
         log_every=options.log_every,
         sample_every=options.sample_every,
         save_every=options.save_every,
-        on_log=_on_log(options, run_dir, runs.describe(family, cfg)) if jax.process_index() == 0 else None,
+        on_log=_on_log(options, run_dir, family, cfg) if jax.process_index() == 0 else None,
     )
     evaluate_run(
         family,
@@ -228,12 +228,17 @@ def _new_run_dir(name: str, options: Options) -> Path:
 
 
 def _on_log(
-    options: Options, run_dir: Path, description: dict[str, Any]
+    options: Options, run_dir: Path, family: Any, cfg: Any
 ) -> Callable[[int, dict[str, float]], None]:
-    """Prints a line where there is no progress bar, and passes the numbers to the logger asked for."""
+    """Prints a line where there is no progress bar, and passes the numbers to the logger asked for.
+
+    A family's `warnings(metrics)`, if it has that, go to standard error, each when it first appears.
+    """
     senders: list[Callable[[int, dict[str, float]], Any]] = []
     if not sys.stderr.isatty():
         senders.append(lambda step, metrics: print(f"step {step}:", _words(metrics), flush=True))
+    if hasattr(family, "warnings"):
+        senders.append(functools.partial(_warn, family.warnings, set()))
     try:
         if options.logger == "tensorboard":
             import tensorboardX
@@ -242,7 +247,7 @@ def _on_log(
         elif options.logger == "wandb":
             import wandb
 
-            wandb.init(project="jaxgen", dir=run_dir, config=description)
+            wandb.init(project="jaxgen", dir=run_dir, config=runs.describe(family, cfg))
             senders.append(lambda step, metrics: wandb.log(metrics, step=step))
     except ImportError:
         raise ValueError(f'--logger {options.logger} needs pip install "jaxgen[logs]"') from None
@@ -252,6 +257,15 @@ def _on_log(
             send(step, metrics)
 
     return log
+
+
+def _warn(warnings_of: Any, standing: set[str], step: int, metrics: dict[str, float]) -> None:
+    lines = warnings_of(metrics)
+    for line in lines:
+        if line not in standing:
+            print(f"warning: step {step}: {line}", file=sys.stderr, flush=True)
+    standing.clear()
+    standing.update(lines)
 
 
 def _to_tensorboard(writer: Any, step: int, metrics: dict[str, float]) -> None:

@@ -14,6 +14,14 @@ import numpy as np
 
 from jaxgen.evaluation import checks
 
+PUBLISHED: dict[tuple[str, str], dict[str, tuple[float, float]]] = {
+    ("ring", "gan"): {"modes": (6.3, 0.5), "high_quality": (0.982, 0.002), "reverse_kl": (0.45, 0.09)},
+    ("ring", "pacgan"): {"modes": (7.9, 0.1), "high_quality": (0.956, 0.020), "reverse_kl": (0.07, 0.03)},
+    ("grid", "gan"): {"modes": (17.3, 0.8), "high_quality": (0.948, 0.007), "reverse_kl": (0.70, 0.07)},
+    ("grid", "pacgan"): {"modes": (23.8, 0.7), "high_quality": (0.913, 0.008), "reverse_kl": (0.13, 0.04)},
+}
+"""(data, system) -> means of ten networks and their standard errors: Lin et al. 2018 (GAN and PacGAN2)."""
+
 
 def mode_statistics(samples: Any, centers: Any, std: float, min_hits: int = 1) -> dict[str, float]:
     """{"modes", "high_quality", "reverse_kl"} of samples (N, D) under K isotropic Gaussians, centers (K, D).

@@ -5,7 +5,7 @@ A generator G maps codes z ~ N(0, I) to data, a discriminator D maps data to a l
     D:  minimise  L_D(D(x), D(G(z))) + weight penalty(D)          G:  minimise  L_G(D(x), D(G(z)))
 
 (Goodfellow et al. 2014). The pair of losses is an entry of `losses`, the penalty one of `penalties`, the two
-networks come from `networks` or from the caller; `presets` has the papers as values of Config.
+networks from `networks` or the caller; `config` says which, and `presets` has the papers as its values.
 
 A batch is split into `discriminator_steps` parts. Each serves one step of D, the last one then a step of G,
 so that the examples of a step are those D is shown, however often it moves. Every turn draws fresh codes.
@@ -13,122 +13,21 @@ Real and generated data pass through D apart, real first, so that batch normaliz
 statistics. D's turn changes nothing of G, statistics included, and G's nothing of D.
 """
 
-import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxgen.gan import penalties
+from jaxgen import distributions
+from jaxgen.gan import adaptive, diagnostics, penalties
 from jaxgen.gan.augment import augment
+from jaxgen.gan.config import Config, check, networks, num_labels, optimizer
+from jaxgen.gan.diagnostics import warnings as warnings
 from jaxgen.gan.losses import LOSSES
-from jaxgen.gan.networks import dcgan, head, mlp, r3gan, resnet
+from jaxgen.gan.networks import head
 from jaxgen.types import Batch, Metrics, observed
-
-SMOOTHED = ("minimax", "non_saturating")
-"""Losses with targets to smooth."""
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Hyperparameters of both players. All remedies are off but the average of the generator."""
-
-    shape: tuple[int, ...] = (8, 8, 1)
-    """Shape of one example."""
-    num_classes: int = 0
-    """Classes of the labels, if they are used."""
-    num_latents: int = 64
-    """Dimensions of z."""
-    network: Literal["mlp", "dcgan", "resnet", "r3gan"] = "mlp"
-    """Fully connected; strided convolutions; residual; residual without normalization."""
-    generator_widths: tuple[int, ...] = (128, 128)
-    """Widths of the generator's layers (mlp), or channels from its smallest images to its largest."""
-    discriminator_widths: tuple[int, ...] = (128, 128)
-    """Widths of the discriminator's layers, or channels from its largest images to its smallest."""
-    generator_normalization: Literal["none", "batch", "conditional"] = "none"
-    """Normalization of the generator's hidden layers, conditional by the label; r3gan has none."""
-    discriminator_normalization: Literal["none", "batch", "layer", "spectral"] = "none"
-    """Normalization of the discriminator's layers or weights; r3gan has none."""
-    upsampling: Literal["transposed", "nearest"] = "transposed"
-    """dcgan only: how the generator doubles the size."""
-    activation: Literal["leaky_relu", "relu", "maxout"] = "leaky_relu"
-    """mlp only: nonlinearity of the discriminator."""
-    blocks: int = 2
-    """r3gan only: residual blocks at each size."""
-    init_std: float = 0.0
-    """mlp and dcgan only: standard deviation of the initial weights; 0 for He's."""
-    loss: str = "non_saturating"
-    """Name of a pair of losses in `losses.LOSSES`."""
-    penalty: Literal["none", "gradient", "gradient_one_sided", "dragan", "r1", "r2", "r1_r2"] = "none"
-    """Penalty on the discriminator's gradient."""
-    penalty_weight: float = 10.0
-    """Weight of the penalty: lambda, or gamma of r1 and r2."""
-    penalty_every: int = 1
-    """Apply the penalty at every k-th step of the discriminator, with k times the weight."""
-    weight_clip: float = 0.0
-    """Cut the discriminator's parameters to [-c, c] after each of its steps; 0 does not."""
-    orthogonal_weight: float = 0.0
-    """Weight of the generator's orthogonal regularisation."""
-    dropout: float = 0.0
-    """mlp and dcgan only: share of the discriminator's hidden units that are dropped in training."""
-    label_smoothing: float = 0.0
-    """Aim real data at 1 minus this; for minimax and non_saturating."""
-    label_flipping: float = 0.0
-    """Probability with which a real and a generated example change roles in the discriminator's step."""
-    instance_noise: float = 0.0
-    """Initial standard deviation of the noise added to everything the discriminator sees."""
-    instance_noise_steps: int = 10_000
-    """Steps in which that noise falls linearly to zero."""
-    augmentations: tuple[Literal["color", "translation", "cutout"], ...] = ()
-    """Random transformations of all images the discriminator sees."""
-    packing: int = 1
-    """Examples the discriminator judges together, joined along their channels."""
-    minibatch_stddev: int = 0
-    """Show the last layer how much features vary within groups of so many judgements; 0 does not."""
-    minibatch_kernels: int = 0
-    """Show the last layer how near each judgement lies to the others under so many kernels; 0 does not."""
-    feature_matching: bool = False
-    """Train the generator to match the mean features of real data, in place of its loss."""
-    conditioning: Literal["none", "concat", "projection", "auxiliary", "info"] = "none"
-    """How the discriminator uses labels; the generator's are joined to z. Those of info are made up."""
-    num_codes: int = 10
-    """info only: made-up classes, which the discriminator learns to read off what was generated from them."""
-    auxiliary_weight: float = 1.0
-    """Weight of the discriminator's classification loss under auxiliary or info conditioning."""
-    auxiliary_generator_weight: float = 0.1
-    """The same of the generator's."""
-    unrolling: int = 0
-    """Steps the generator thinks the discriminator ahead, and differentiates through."""
-    discriminator_steps: int = 1
-    """Steps of the discriminator to one of the generator; the batch is split among them."""
-    rule: Literal["adam", "rmsprop"] = "adam"
-    """Optimizer of both players."""
-    learning_rate: float = 2e-4
-    """Step size of the generator."""
-    discriminator_learning_rate: float | None = None
-    """Step size of the discriminator; by default the generator's."""
-    beta1: float = 0.5
-    """Adam's decay of the mean gradient."""
-    beta2: float = 0.999
-    """Adam's decay of the squared gradient."""
-    decay_steps: int = 0
-    """Steps in which both step sizes fall linearly to zero; 0 keeps them constant."""
-    ema_decay: float = 0.999
-    """Decay of the averaged generator that samples are drawn from; grows to this in the first steps."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute dtype of the networks; parameters, losses and penalties stay float32."""
-    generator: nn.Module | None = None
-    """Your own network: codes (B, num_latents + num_labels), train -> (B, *shape)."""
-    discriminator: nn.Module | None = None
-    """Your own network: (B, ...), train -> features (B, F); a last linear layer is added."""
-    generator_optimizer: optax.GradientTransformation | None = None
-    """Your own optimizer of the generator."""
-    discriminator_optimizer: optax.GradientTransformation | None = None
-    """Your own optimizer of the discriminator."""
 
 
 class State(NamedTuple):
@@ -137,30 +36,9 @@ class State(NamedTuple):
     step: Array
     key: Array
     params: Any
-    stats: Any  # running statistics and singular vectors
+    stats: Any  # running statistics, singular vectors, and the controller of an adaptive "augmentation"
     opt_state: Any
     ema: Any  # the generator's averaged variables
-
-
-def optimizer(cfg: Config, player: str) -> optax.GradientTransformation:
-    """The config's own optimizer of the "generator" or the "discriminator", or the rule it names.
-
-    Under a penalty applied at every k-th step Adam's constants become those of k steps in k + 1: step size
-    times c, decays to the power c, c = k / (k + 1) (Karras et al. 2020).
-    """
-    own = getattr(cfg, f"{player}_optimizer")
-    if own is not None:
-        return own
-    rate, steps, share = cfg.learning_rate, cfg.decay_steps, 1.0
-    if player == "discriminator":
-        rate = rate if cfg.discriminator_learning_rate is None else cfg.discriminator_learning_rate
-        steps *= cfg.discriminator_steps
-        if cfg.penalty != "none" and cfg.penalty_every > 1 and cfg.rule == "adam":
-            share = cfg.penalty_every / (cfg.penalty_every + 1)
-    schedule = optax.linear_schedule(share * rate, 0.0, steps) if steps else share * rate
-    if cfg.rule == "rmsprop":
-        return optax.rmsprop(schedule)
-    return optax.adam(schedule, cfg.beta1**share, cfg.beta2**share)
 
 
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
@@ -169,11 +47,11 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     Raises ValueError for a shape the networks cannot make, and for settings that exclude each other.
     """
     del batch
-    _check(cfg)
+    check(cfg)
     generator_key, discriminator_key, step_key = jax.random.split(key, 3)
-    generator, discriminator = _networks(cfg)
+    generator, discriminator = networks(cfg)
     label = jnp.zeros(cfg.packing, jnp.int32)
-    codes = _codes(jnp.zeros((cfg.packing, cfg.num_latents)), label, cfg)
+    codes = _codes(jnp.zeros((cfg.packing, cfg.num_latents + cfg.num_continuous_codes)), label, cfg)
     variables = {
         "generator": generator.init(generator_key, codes, False),
         "discriminator": discriminator.init(
@@ -181,9 +59,11 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
         ),
     }
     params = {player: v.get("params", {}) for player, v in variables.items()}
-    stats = {player: {k: v[k] for k in v if k != "params"} for player, v in variables.items()}
+    stats: dict[str, Any] = {player: {k: v[k] for k in v if k != "params"} for player, v in variables.items()}
     opt_state = {player: optimizer(cfg, player).init(params[player]) for player in params}
     ema = jax.tree.map(jnp.copy, _variables(params["generator"], stats["generator"]))
+    if cfg.adaptive_augmentations:
+        stats["augmentation"] = adaptive.init()
     return State(jnp.zeros((), jnp.int32), step_key, params, stats, opt_state, ema)
 
 
@@ -198,7 +78,7 @@ def discriminator_loss(
     loss = LOSSES[cfg.loss]
     code_key, real_key, fake_key, flip_key, penalty_key, label_key = jax.random.split(key, 6)
     real, label = observed(batch), _label(batch, label_key, cfg)
-    fake, _ = _generate(state.params["generator"], state, code_key, len(real), label, cfg)
+    fake, z, _ = _generate(state.params["generator"], state, code_key, len(real), label, cfg)
     # The singular vectors move here and nowhere else, so that the whole step sees the same weights.
     moving, stats = ("batch_stats", "spectral"), state.stats["discriminator"]
     on_real, stats = _judge(params, stats, state, real, label, real_key, cfg, mutable=moving)
@@ -215,13 +95,16 @@ def discriminator_loss(
     value = value + cfg.label_smoothing * real_logits.mean()
     metrics = {
         "discriminator_loss": adversarial,
-        **_diagnostics(on_real.logits, on_fake.logits, loss.threshold),
+        "diversity": diagnostics.diversity(real, fake),
+        **diagnostics.verdicts(loss, on_real.logits, on_fake.logits),
     }
-    if on_fake.classes is not None:
+    if cfg.conditioning in ("auxiliary", "info"):
         labelled = (on_fake,) if cfg.conditioning == "info" else (on_fake, on_real)
-        classification = sum(_cross_entropy(verdict.classes, label) for verdict in labelled)
-        value = value + cfg.auxiliary_weight * classification
-        metrics["class_accuracy"] = (labelled[-1].classes.argmax(-1) == label).mean()
+        value = value + cfg.auxiliary_weight * sum(_misread(verdict, label, z, cfg) for verdict in labelled)
+        if on_fake.classes is not None:
+            metrics["class_accuracy"] = (labelled[-1].classes.argmax(-1) == label).mean()
+        if on_fake.codes is not None:
+            metrics["code_error"] = ((on_fake.codes[0] - _continuous(z, cfg)) ** 2).mean()
     if cfg.penalty != "none":
 
         def penalty():
@@ -248,19 +131,22 @@ def generator_loss(
     """
     code_key, real_key, fake_key, unrolling_key, label_key = jax.random.split(key, 5)
     real, label = observed(batch), _label(batch, label_key, cfg)
-    fake, stats = _generate(params, state, code_key, len(real), label, cfg)
+    fake, z, stats = _generate(params, state, code_key, len(real), label, cfg)
     if cfg.unrolling:
         state = _unrolled(params, state, batch, unrolling_key, cfg)
     discriminator = state.params["discriminator"], state.stats["discriminator"], state
     on_real, _ = _judge(*discriminator, real, label, real_key, cfg)
     on_fake, _ = _judge(*discriminator, fake, label, fake_key, cfg)
+    loss = LOSSES[cfg.loss]
     if cfg.feature_matching:
         value = ((on_real.features.mean(0) - on_fake.features.mean(0)) ** 2).sum()
+        metrics = {"generator_loss": value}
     else:
-        value = LOSSES[cfg.loss].generator(on_real.logits, on_fake.logits)
-    metrics = {"generator_loss": value}
-    if on_fake.classes is not None:
-        value = value + cfg.auxiliary_generator_weight * _cross_entropy(on_fake.classes, label)
+        value = loss.generator(on_real.logits, on_fake.logits)
+        slope = diagnostics.generator_slope(loss, on_real.logits, on_fake.logits)
+        metrics = {"generator_loss": value, "generator_slope": slope}
+    if cfg.conditioning in ("auxiliary", "info"):
+        value = value + cfg.auxiliary_generator_weight * _misread(on_fake, label, z, cfg)
     if cfg.orthogonal_weight:
         value = value + cfg.orthogonal_weight * penalties.orthogonal(params)
     return value, (stats, metrics)
@@ -309,7 +195,15 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     metrics = jax.tree.map(lambda values: values.mean(0), metrics)
     last = jax.tree.map(lambda part: part[-1], parts)
     state, generator_metrics = generator_step(state, last, jax.random.fold_in(key, count), cfg)
-    return state._replace(step=state.step + 1), {**metrics, **generator_metrics}
+    metrics = {**metrics, **generator_metrics}
+    if cfg.adaptive_augmentations:
+        rate = adaptive.INTERVAL * len(observed(batch)) / cfg.augmentation_ramp
+        sign = 2 * metrics["real_accuracy"] - 1
+        controller = state.stats["augmentation"]
+        controller = adaptive.update(controller, sign, state.step, cfg.augmentation_target, rate)
+        state = state._replace(stats={**state.stats, "augmentation": controller})
+        metrics["augmentation_probability"] = controller.probability
+    return state._replace(step=state.step + 1), metrics
 
 
 def sample(
@@ -328,81 +222,51 @@ def sample(
             of it gives more typical and less varied samples.
     """
     code_key, label_key = jax.random.split(key)
-    shape = (n, cfg.num_latents)
-    if truncation is None:
-        z = jax.random.normal(code_key, shape)
-    else:
-        z = jax.random.truncated_normal(code_key, -truncation, truncation, shape)
     if cfg.conditioning != "none" and label is None:
         label = jax.random.randint(label_key, (n,), 0, num_labels(cfg))
-    return decode(state, z, cfg, label)
+    return decode(state, draw_codes(code_key, n, cfg, truncation), cfg, label)
+
+
+def draw_codes(key: Array, n: int, cfg: Config, truncation: float | None = None) -> Array:
+    """n draws of z, (n, num_latents + num_continuous_codes): normal, and then even in [-1, 1]."""
+    shape = (n, cfg.num_latents)
+    if truncation is None:
+        z = jax.random.normal(key, shape)
+    else:
+        z = jax.random.truncated_normal(key, -truncation, truncation, shape)
+    if not cfg.num_continuous_codes:
+        return z
+    codes = jax.random.uniform(jax.random.fold_in(key, 1), (n, cfg.num_continuous_codes), minval=-1.0)
+    return jnp.concatenate([z, codes], -1)
 
 
 def decode(state: State, z: Array, cfg: Config, label: Array | None = None) -> Array:
-    """Codes z (B, num_latents) and labels (B,) to data (B, *shape), by the averaged generator."""
-    return jnp.float32(_networks(cfg)[0].apply(state.ema, _codes(z, label, cfg), False))
+    """Codes z, as of `draw_codes`, and labels (B,) to data (B, *shape), by the averaged generator."""
+    return jnp.float32(networks(cfg)[0].apply(state.ema, _codes(z, label, cfg), False))
 
 
 def judge(state: State, x: Array, cfg: Config, label: Array | None = None) -> head.Verdict:
     """The discriminator's logits and features of data x (B, *shape), without noise or augmentation."""
     variables = _variables(state.params["discriminator"], state.stats["discriminator"])
-    verdict: Any = _networks(cfg)[1].apply(variables, x, label, False)
+    verdict: Any = networks(cfg)[1].apply(variables, x, label, False)
     return verdict
 
 
-def num_labels(cfg: Config) -> int:
-    """Classes of the labels that go with z; 0 of an unconditional model."""
-    if cfg.conditioning == "none":
-        return 0
-    return cfg.num_codes if cfg.conditioning == "info" else cfg.num_classes
-
-
-def _networks(cfg: Config) -> tuple[nn.Module, nn.Module]:
-    module = {"mlp": mlp, "dcgan": dcgan, "resnet": resnet, "r3gan": r3gan}[cfg.network]
-    first: dict[str, Any] = {"dtype": cfg.dtype}
-    second: dict[str, Any] = {"dtype": cfg.dtype}
-    if cfg.network == "r3gan":
-        first["blocks"] = second["blocks"] = cfg.blocks
-    else:
-        first["normalization"], first["num_labels"] = cfg.generator_normalization, num_labels(cfg)
-        second["normalization"] = cfg.discriminator_normalization
-    if cfg.network in ("mlp", "dcgan"):
-        first["std"] = second["std"] = cfg.init_std
-        second["dropout"] = cfg.dropout
-    if cfg.network == "mlp":
-        second["activation"] = cfg.activation
-    if cfg.network == "dcgan":
-        first["upsampling"] = cfg.upsampling
-    generator = cfg.generator or module.Generator(cfg.shape, cfg.generator_widths, **first)
-    body = cfg.discriminator or module.Discriminator(cfg.discriminator_widths, **second)
-    discriminator = head.Discriminator(
-        body,
-        cfg.packing,
-        cfg.conditioning,
-        num_labels(cfg),
-        cfg.minibatch_stddev,
-        cfg.minibatch_kernels,
-        cfg.discriminator_normalization,
-        cfg.init_std,
-        cfg.dtype,
-    )
-    return generator, discriminator
-
-
 def _generate(params, state, key, n, label, cfg):
-    """n samples by batch statistics, and the generator's new statistics."""
-    variables = _variables(params, state.stats["generator"])
-    codes = _codes(jax.random.normal(key, (n, cfg.num_latents)), label, cfg)
-    x, stats = _networks(cfg)[0].apply(variables, codes, True, mutable=["batch_stats", "spectral"])
-    return jnp.float32(x), {**state.stats["generator"], **stats}
+    """n samples by batch statistics, their z, and the generator's new statistics."""
+    variables, z = _variables(params, state.stats["generator"]), draw_codes(key, n, cfg)
+    x, stats = networks(cfg)[0].apply(
+        variables, _codes(z, label, cfg), True, mutable=["batch_stats", "spectral"]
+    )
+    return jnp.float32(x), z, {**state.stats["generator"], **stats}
 
 
 def _judge(params, stats, state, x, label, key, cfg, mutable=("batch_stats",)):
     """The Verdict on x in training, and the new statistics."""
     look_key, dropout_key = jax.random.split(key)
-    x = _looked_at(look_key, x, state.step, cfg)
+    x = _looked_at(look_key, x, state, cfg)
     variables, rngs = _variables(params, stats), {"dropout": dropout_key}
-    verdict, new = _networks(cfg)[1].apply(variables, x, label, True, rngs=rngs, mutable=mutable)
+    verdict, new = networks(cfg)[1].apply(variables, x, label, True, rngs=rngs, mutable=mutable)
     return verdict, {**stats, **new}
 
 
@@ -418,22 +282,25 @@ def _unrolled(params, state, batch, key, cfg):
 
 def _critic(params, stats, state, label, key, cfg):
     """Sets of examples (B / packing, packing, *shape) to logits, under augmentation but without dropout."""
-    network = _networks(cfg)[1]
+    network = networks(cfg)[1]
 
     def critic(sets):
-        x = _looked_at(jax.random.split(key)[0], sets.reshape(-1, *cfg.shape), state.step, cfg)
+        x = _looked_at(jax.random.split(key)[0], sets.reshape(-1, *cfg.shape), state, cfg)
         verdict: Any = network.apply(_variables(params, stats), x, label, False)
         return verdict.logits
 
     return critic
 
 
-def _looked_at(key, x, step, cfg):
+def _looked_at(key, x, state, cfg):
     """What the discriminator gets to see of x (B, *shape)."""
     augment_key, noise_key = jax.random.split(key)
     x = augment(augment_key, x, cfg.augmentations)
+    if cfg.adaptive_augmentations:
+        probability = state.stats["augmentation"].probability
+        x = adaptive.augment(jax.random.fold_in(augment_key, 1), x, cfg.adaptive_augmentations, probability)
     if cfg.instance_noise:
-        std = cfg.instance_noise * jnp.maximum(1 - step / cfg.instance_noise_steps, 0.0)
+        std = cfg.instance_noise * jnp.maximum(1 - state.step / cfg.instance_noise_steps, 0.0)
         x = x + std * jax.random.normal(noise_key, x.shape)
     return x
 
@@ -469,7 +336,7 @@ def _label(batch, key, cfg):
 
 
 def _codes(z, label, cfg):
-    if cfg.conditioning == "none":
+    if not num_labels(cfg):
         return z
     return jnp.concatenate([z, jax.nn.one_hot(label, num_labels(cfg))], -1)
 
@@ -478,35 +345,15 @@ def _variables(params, stats):
     return {"params": params, **stats}
 
 
-def _cross_entropy(logits, label):
-    return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+def _continuous(z, cfg):
+    return z[:, cfg.num_latents :]
 
 
-def _diagnostics(real, fake, threshold):
-    """Mean logits, and how often the discriminator is right; where logits are relative, about their means."""
-    above = lambda other: other.mean() if threshold is None else threshold
-    return {
-        "real_logit": real.mean(),
-        "fake_logit": fake.mean(),
-        "real_accuracy": (real > above(fake)).mean(),
-        "fake_accuracy": (fake < above(real)).mean(),
-    }
-
-
-def _check(cfg):
-    """Raises ValueError for settings that do not go together."""
-    if cfg.loss not in LOSSES:
-        raise ValueError(f"unknown loss {cfg.loss!r}: there are {', '.join(sorted(LOSSES))}")
-    if cfg.penalty != "none" and cfg.discriminator_normalization == "batch":
-        raise ValueError(
-            "a penalty on the gradient of each example needs a discriminator that keeps them apart:"
-            ' discriminator_normalization "none", "layer" or "spectral", not "batch"'
-        )
-    if cfg.label_smoothing and cfg.loss not in SMOOTHED:
-        raise ValueError(f"label_smoothing is for the losses {' and '.join(SMOOTHED)}, not {cfg.loss}")
-    if cfg.conditioning != "none" and not num_labels(cfg):
-        raise ValueError(f"conditioning {cfg.conditioning!r} needs data with labels")
-    if cfg.generator_normalization == "conditional" and cfg.conditioning == "none":
-        raise ValueError('generator_normalization "conditional" needs a conditioning other than "none"')
-    if cfg.packing > 1 and cfg.conditioning in ("projection", "auxiliary", "info"):
-        raise ValueError(f'packing goes with conditioning "none" or "concat", not {cfg.conditioning!r}')
+def _misread(verdict, label, z, cfg):
+    """-log q(class, codes | example) in nats: what the discriminator read off, against what is true."""
+    value = jnp.zeros(())
+    if verdict.classes is not None:
+        value += optax.softmax_cross_entropy_with_integer_labels(verdict.classes, label).mean()
+    if verdict.codes is not None:
+        value -= distributions.normal_log_prob(_continuous(z, cfg), *verdict.codes).mean()
+    return value

@@ -44,7 +44,14 @@ DCGAN = dataclasses.replace(_SMALL_IMAGES, discriminator_normalization="batch")
 LSGAN = dataclasses.replace(DCGAN, loss="least_squares")
 PACGAN = dataclasses.replace(DCGAN, packing=2)
 ACGAN = dataclasses.replace(DCGAN, conditioning="auxiliary", num_classes=10)
-INFOGAN = dataclasses.replace(DCGAN, conditioning="info", num_codes=10, auxiliary_generator_weight=1.0)
+INFOGAN = dataclasses.replace(
+    DCGAN,
+    conditioning="info",
+    num_latents=62,
+    num_codes=10,
+    num_continuous_codes=2,
+    auxiliary_generator_weight=1.0,
+)
 WGAN = dataclasses.replace(
     DCGAN, loss="wasserstein", weight_clip=0.01, rule="rmsprop", learning_rate=5e-5, discriminator_steps=5
 )
@@ -60,6 +67,13 @@ WGAN_GP = dataclasses.replace(
 SNGAN = dataclasses.replace(_SMALL_IMAGES, loss="hinge", discriminator_normalization="spectral", beta1=0.0)
 PROJECTION_GAN = dataclasses.replace(
     SNGAN, conditioning="projection", num_classes=10, generator_normalization="conditional"
+)
+ADA = dataclasses.replace(
+    _SMALL_IMAGES,
+    penalty="r1",
+    penalty_weight=0.1,
+    adaptive_augmentations=("blit", "geometry", "color"),
+    augmentation_ramp=100_000,
 )
 R3GAN = Config(
     shape=(28, 28, 1),
@@ -116,6 +130,44 @@ def points(config: Config, **changes: object) -> Config:
     )
 
 
+class PointsPreset(NamedTuple):
+    """A paper's model of the mixtures in the plane, with the numbers of its training."""
+
+    config: Config
+    paper: str
+    batch_size: int
+    """Points a step of both players."""
+    steps: int
+    """Steps that take about five minutes on one core for five networks at once."""
+    decays: bool = False
+    """Whether the step sizes fall to zero over the training."""
+
+
+_SMALL_R3GAN = dataclasses.replace(
+    R3GAN,
+    shape=(2,),
+    network="mlp",
+    num_latents=2,
+    generator_widths=(128, 128, 128, 128),
+    discriminator_widths=(128, 128, 128, 128),
+    penalty_weight=0.05,
+    learning_rate=2e-3,
+    beta2=0.999,
+)
+
+POINTS: dict[str, PointsPreset] = {
+    "gan": PointsPreset(
+        points(NSGAN, learning_rate=1e-4, beta1=0.8), "Goodfellow et al. 2014, section 3", 100, 3000
+    ),
+    "pacgan": PointsPreset(
+        points(NSGAN, learning_rate=1e-4, beta1=0.8, packing=2), "Lin et al. 2018", 200, 2500
+    ),
+    "wgan_gp": PointsPreset(points(WGAN_GP, penalty_weight=0.1), "Gulrajani et al. 2017", 500, 700),
+    "r3gan": PointsPreset(_SMALL_R3GAN, "Huang et al. 2024 (the loss)", 256, 10_000, decays=True),
+}
+"""By name. The first three follow Lin et al. 2018, with 100 judgements of real data a step of the
+discriminator; "r3gan" has smaller networks without normalization, and a step size that falls to zero."""
+
 PRESETS: dict[str, Preset] = {
     "gan": Preset(
         GAN,
@@ -145,13 +197,20 @@ PRESETS: dict[str, Preset] = {
         ACGAN, "Odena, Olah & Shlens 2017", "Clear classes, each of little variety: precision above recall."
     ),
     "infogan": Preset(
-        INFOGAN, "Chen et al. 2016 (the categorical code)", "Ten made-up classes, many of them real ones."
+        INFOGAN,
+        "Chen et al. 2016",
+        "Ten made-up classes, many of them real ones; slant and width as numbers.",
     ),
     "projection_gan": Preset(
         PROJECTION_GAN, "Miyato & Koyama 2018", "Classes as clear as ACGAN's, with more variety within."
     ),
     "fgan": Preset(FGAN, "Nowozin, Cseke & Tomioka 2016", "Near NSGAN; any `--loss f:...` may be tried."),
     "pacgan": Preset(PACGAN, "Lin et al. 2018", "DCGAN that is told of repetition: more modes."),
+    "ada": Preset(
+        ADA,
+        "Karras et al. 2020a (the augmentation)",
+        "As DCGAN, and on a few hundred examples where that one learns them by heart.",
+    ),
     "r3gan": Preset(
         R3GAN,
         "Huang et al. 2024",

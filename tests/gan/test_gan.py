@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.stats
 
 import jaxgen
 from jaxgen import data, shard
@@ -500,6 +501,70 @@ def test_made_up_classes_need_no_labels_and_are_read_off_samples_alone():
     assert gan.sample(KEY, state, 5, cfg).shape == (5, 2)
 
 
+def test_continuous_codes_are_read_off_as_gaussians():
+    """The loss of the two readers against SciPy's density, with heads set by hand."""
+    cfg = tiny(conditioning="info", num_codes=0, num_continuous_codes=2, auxiliary_weight=0.0)
+    batch, code_key = {"x": BATCH["x"]}, jax.random.split(KEY, 6)[0]
+    codes = np.asarray(gan.draw_codes(code_key, 16, cfg))[:, 3:]
+    assert np.abs(codes).max() <= 1
+    for learned, bias in ((False, [0.3, -0.2]), (True, [0.3, -0.2, 1.0, -0.5])):
+        cfg = dataclasses.replace(cfg, learned_variance=learned)
+        state = gan.init(KEY, cfg)
+        assert state.params["generator"]["Dense_0"]["kernel"].shape == (3 + 2, 8)
+        reader = {"kernel": jnp.zeros((8, len(bias))), "bias": jnp.array(bias)}
+        params = {**state.params["discriminator"], "Dense_1": reader}
+        state = state._replace(params={**state.params, "discriminator": params})
+        std = np.exp(0.5 * 10 * np.tanh(np.array(bias[2:]) / 10)) if learned else 1.0
+        expected = -scipy.stats.norm.logpdf(codes, bias[:2], std).sum(-1).mean()
+        value, metrics = discriminator_loss(dataclasses.replace(cfg, auxiliary_weight=2.0), state, batch)
+        assert value - discriminator_loss(cfg, state, batch)[0] == pytest.approx(2 * expected, rel=1e-4)
+        assert metrics["code_error"] == pytest.approx(((codes - bias[:2]) ** 2).mean(), rel=1e-4)
+        z = gan.draw_codes(jax.random.split(KEY, 5)[0], 16, cfg)[:, 3:]
+        expected = -scipy.stats.norm.logpdf(z, bias[:2], std).sum(-1).mean()
+        losses = [
+            gan.generator_loss(
+                state.params["generator"],
+                state,
+                batch,
+                KEY,
+                dataclasses.replace(cfg, auxiliary_generator_weight=weight),
+            )[0]
+            for weight in (0.5, 0.0)
+        ]
+        assert losses[0] - losses[1] == pytest.approx(0.5 * expected, rel=1e-4)
+    assert gan.sample(KEY, state, 5, cfg).shape == (5, 2)
+
+
+def test_a_continuous_code_comes_to_mean_something():
+    """A class and a code on two lines: both can be read off samples, and the code moves along the line."""
+    rng = np.random.default_rng(0)
+    side, along = rng.integers(2, size=4096), rng.uniform(-1, 1, 4096)
+    lines = data.Dataset(
+        "lines", "train", {"x": np.stack([along, 2 * side - 1.0], 1) + 0.05 * rng.normal(size=(4096, 2))}
+    )
+    cfg = gan.Config(
+        shape=(2,),
+        num_latents=2,
+        generator_widths=(64, 64),
+        discriminator_widths=(64, 64),
+        conditioning="info",
+        num_codes=2,
+        num_continuous_codes=1,
+        learned_variance=True,
+        auxiliary_generator_weight=1.0,
+        learning_rate=1e-3,
+        ema_decay=0.99,
+    )
+    rows = []
+    options = {"batch_size": 128, "key": KEY, "mesh": shard.mesh(1), "sample_every": 0, "log_every": 500}
+    state = jaxgen.fit(gan, cfg, lines, steps=1500, on_log=lambda step, row: rows.append(row), **options)
+    assert rows[-1]["code_error"] < 0.1  # 1/3 of a reader who knows nothing
+    assert rows[-1]["class_accuracy"] > 0.95
+    z = gan.draw_codes(jax.random.key(1), 200, cfg)
+    x = gan.decode(state, z, cfg, jnp.zeros(200, jnp.int32))
+    assert abs(np.corrcoef(z[:, -1], x[:, 0])[0, 1]) > 0.8
+
+
 def test_labels_become_channels():
     x = jnp.ones((2, 3, 3, 1))
     labelled = head.with_label(x, jnp.array([1, 0]), 2)
@@ -527,13 +592,6 @@ def test_truncated_codes_lie_within_and_follow_the_density():
     assert np.abs(gan.sample(KEY, state, 20_000, cfg)).max() > 3
 
 
-def test_diagnostics_count_verdicts():
-    real, fake = jnp.array([2.0, -1.0, 3.0, 4.0]), jnp.array([-1.0, 5.0, 1.0, -2.0])
-    absolute, relative = (gan._diagnostics(real, fake, threshold) for threshold in (0.0, None))
-    assert (absolute["real_accuracy"], absolute["fake_accuracy"]) == (0.75, 0.5)
-    assert (relative["real_accuracy"], relative["fake_accuracy"]) == (0.75, 0.75)  # means 2 and 0.75
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -542,6 +600,9 @@ def test_diagnostics_count_verdicts():
         ({"label_smoothing": 0.1, "loss": "hinge"}, "label_smoothing is for"),
         ({"conditioning": "concat"}, "needs data with labels"),
         ({"conditioning": "projection", "num_classes": 3, "packing": 2}, "packing goes with"),
+        ({"adaptive_augmentations": ("blit",)}, "augmentations are of images"),
+        ({"num_continuous_codes": 2}, "continuous codes go with"),
+        ({"conditioning": "info", "num_codes": 0}, "needs num_codes or"),
         ({"generator_normalization": "conditional"}, "needs a conditioning"),
         ({"network": "dcgan"}, r"divisible by 2, not \(2,\)"),
     ],

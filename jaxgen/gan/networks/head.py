@@ -21,6 +21,7 @@ class Verdict(NamedTuple):
     logits: Array  # (B / m,)
     features: Array  # (B / m, F)
     classes: Array | None  # (B / m, K) logits, where there is a classifier
+    codes: tuple[Array, Array] | None = None  # means and log variances of continuous codes, (B / m, k) each
 
 
 class Discriminator(nn.Module):
@@ -30,7 +31,8 @@ class Discriminator(nn.Module):
     `conditioning` is "none"; "concat": the label as further channels (Mirza & Osindero 2014); "projection":
     <embedding of the label, features> is added to the logit (Miyato & Koyama 2018); "auxiliary": a
     classifier shares the features (Odena et al. 2017); "info": it reads off what was generated the made-up
-    class it was generated from (InfoGAN, Chen et al. 2016). `minibatch_stddev` is the size of the groups in
+    class it was generated from, and `num_codes` continuous codes as Gaussians, of variance 1 unless
+    `learned_variance` (InfoGAN, Chen et al. 2016). `minibatch_stddev` is the size of the groups in
     which the standard deviation of features becomes one feature more (Karras et al. 2018), here the last
     layer's; `minibatch_kernels` the number of kernels of minibatch discrimination (Salimans et al. 2016).
     """
@@ -44,6 +46,8 @@ class Discriminator(nn.Module):
     normalization: str = "none"
     std: float = 0.0
     dtype: Any = jnp.float32
+    num_codes: int = 0
+    learned_variance: bool = False
 
     @nn.compact
     def __call__(self, x: Array, label: Array | None, train: bool) -> Verdict:
@@ -63,10 +67,17 @@ class Discriminator(nn.Module):
             embed: nn.Module = nn.Embed(self.num_classes, features.shape[-1], dtype=self.dtype)
             embed = norm.SpectralNorm(embed) if normalization == "spectral" else embed
             logits = logits + (embed(label) * features).sum(-1)
-        if self.conditioning in ("auxiliary", "info"):
+        if self.conditioning in ("auxiliary", "info") and self.num_classes:
             classes = layers.dense(self.num_classes, normalization, self.std, self.dtype)(last)
             classes = classes.astype(jnp.float32)
-        return Verdict(logits.astype(jnp.float32), features.astype(jnp.float32), classes)
+        codes = None
+        if self.num_codes:
+            count = self.num_codes * (2 if self.learned_variance else 1)
+            read = layers.dense(count, normalization, self.std, self.dtype)(last).astype(jnp.float32)
+            mean, rest = read[:, : self.num_codes], read[:, self.num_codes :]
+            # Bounded, so that codes read off without error do not drive the likelihood to infinity.
+            codes = mean, 10 * jnp.tanh(rest / 10) if self.learned_variance else jnp.zeros_like(mean)
+        return Verdict(logits.astype(jnp.float32), features.astype(jnp.float32), classes, codes)
 
 
 def nearness(codes: Array) -> Array:

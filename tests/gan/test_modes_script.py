@@ -1,0 +1,53 @@
+"""The experiment of modes: what its table and its picture hold."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from jaxgen import data
+from jaxgen.gan import gan, presets
+
+SCRIPT = Path(__file__).parents[2] / "experiments" / "modes.py"
+TINY = gan.Config(shape=(2,), num_latents=2, generator_widths=(16,), discriminator_widths=(16,))
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("modes_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_holds_means_standard_errors_and_what_was_published(script, tmp_path, monkeypatch, capsys):
+    preset = presets.POINTS["pacgan"]._replace(config=TINY, batch_size=20)
+    monkeypatch.setitem(presets.POINTS, "pacgan", preset)
+    shown = {}
+    monkeypatch.setattr(script, "save_samples", lambda path, pictures, train: shown.update(pictures))
+    script.main(script.Options(systems=("pacgan",), seeds=3, steps=12, results=tmp_path))
+    written = json.loads((tmp_path / "ring-pacgan.json").read_text())
+    row = written["systems"]["pacgan"]["high_quality"]
+    assert len(row["values"]) == 3
+    assert row["mean"] == pytest.approx(np.mean(row["values"]))
+    assert row["standard_error"] == pytest.approx(np.std(row["values"], ddof=1) / 3**0.5)
+    assert row["published"] == [0.956, 0.02]
+    assert written["floor"]["modes"] == 8
+    assert [look["step"] for look in written["systems"]["pacgan"]["history"]][-1] == 12
+    assert "published modes 7.9 +- 0.1, high quality 95.6 +- 2.0 %" in capsys.readouterr().out
+    samples = shown["pacgan"]
+    assert samples.shape == (3, 2500, 2)
+    assert np.abs(samples[0] - samples[1]).mean() > 0.01  # seeds go their own ways
+
+
+def test_the_picture_has_a_row_a_system_and_a_column_a_seed(script, tmp_path):
+    train, x = data.load("grid", "test"), np.zeros((3, 10, 2))
+    script.save_samples(tmp_path / "one.png", {"gan": x}, train)
+    script.save_samples(tmp_path / "two.png", {"gan": x, "pacgan": x}, train)
+    one, two = (matplotlib.image.imread(tmp_path / f"{name}.png").shape for name in ("one", "two"))
+    assert one[1] == two[1]
+    assert two[0] == 2 * one[0]
+    assert one[1] > 2 * one[0]
