@@ -59,19 +59,20 @@ def check(docs: Counts, num_words: int) -> None:
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(docs)):
         return
     if isinstance(docs, Documents) and docs.words.size:
-        low, high = docs.words.min(), docs.words.max()
+        low, high = np.min(docs.words), np.max(docs.words)
         if low < 0 or high >= num_words:
             raise ValueError(f"words must be numbers in 0..{num_words - 1}, not {low}..{high}")
     check_counts(counts_of(docs))
 
 
-def check_counts(counts: Array) -> None:
+def check_counts(counts: Any) -> None:
     """Raises ValueError if counts of words are negative or not finite, or there is no word at all."""
-    if not bool(jnp.isfinite(counts).all()):
+    counts = np.asarray(counts)
+    if not np.isfinite(counts).all():
         raise ValueError("counts of words have values that are not finite (NaN or infinity)")
-    if bool((counts < 0).any()):
+    if (counts < 0).any():
         raise ValueError("counts of words must not be negative")
-    if not bool((counts > 0).any()):
+    if not counts.any():
         raise ValueError("the documents have no words at all")
 
 

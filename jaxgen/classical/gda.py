@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxgen.classical import gmm
@@ -125,8 +126,8 @@ def fit(x: Any, label: Any, cfg: Config) -> State:
         if not bool(jnp.isfinite(x).all()):
             raise ValueError("x has values that are not finite (NaN or infinity)")
     state, smallest = _fit(x, label, cfg)
-    if eager and not bool((smallest > 0).all()):
-        where = f" of class {int(jnp.argmin(smallest > 0))}" if cfg.covariance == "per_class" else ""
+    if eager and not (np.asarray(smallest) > 0).all():
+        where = f" of class {np.argmin(np.asarray(smallest) > 0)}" if cfg.covariance == "per_class" else ""
         raise ValueError(f"the covariance{where} is singular: raise `shrinkage` or `regularization`")
     return state
 
@@ -176,13 +177,14 @@ def linear_boundary(state: State, cfg: Config) -> tuple[Array, Array]:
 
 def check_labels(label: Array, num_classes: int) -> None:
     """Raises ValueError if labels (N,) are not integers in 0..num_classes - 1, or some class has none."""
-    if not jnp.issubdtype(label.dtype, jnp.integer):
+    label = np.asarray(label)
+    if not np.issubdtype(label.dtype, np.integer):
         raise ValueError(f"labels must be integers, not {label.dtype}")
     if label.size and (label.min() < 0 or label.max() >= num_classes):
         raise ValueError(f"labels must be in 0..{num_classes - 1}, not {label.min()}..{label.max()}")
-    missing = jnp.flatnonzero(jnp.bincount(label, length=num_classes) == 0)
+    missing = np.flatnonzero(np.bincount(label, minlength=num_classes) == 0)
     if missing.size:
-        raise ValueError(f"class {int(missing[0])} has no examples: number the classes that occur from 0")
+        raise ValueError(f"class {missing[0]} has no examples: number the classes that occur from 0")
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -1,5 +1,3 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +10,11 @@ from jaxgen import shard
 from jaxgen.classical import gda
 
 KINDS = ("shared", "per_class")
+
+step = jax.jit(gda.train_step, static_argnums=2)
+classify = jax.jit(gda.classify, static_argnums=2)
+log_prob = jax.jit(gda.log_prob, static_argnums=2)
+sample = jax.jit(gda.sample, static_argnums=(2, 3))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ def test_classifies_as_scikit_learn(points, options, reference):
     cfg = config(**options)
     reference.fit(x, label)
     with jax.enable_x64(True):
-        found = gda.classify(gda.fit(x, label, cfg), x, cfg)
+        found = classify(gda.fit(x, label, cfg), x, cfg)
     np.testing.assert_allclose(found, reference.predict_log_proba(x), rtol=1e-9, atol=1e-9)
 
 
@@ -65,7 +68,7 @@ def test_density_is_the_mixture_of_the_class_densities(points, kind, ddof):
     ]
     with jax.enable_x64(True):
         state = gda.fit(x, label, cfg)
-        np.testing.assert_allclose(gda.log_prob(state, x, cfg), scipy.special.logsumexp(joint, 0), rtol=1e-9)
+        np.testing.assert_allclose(log_prob(state, x, cfg), scipy.special.logsumexp(joint, 0), rtol=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -75,11 +78,11 @@ def test_batches_give_what_the_whole_gives(points, kind, monkeypatch):
     with jax.enable_x64(True):
         whole = gda.fit(x, label, cfg)
         monkeypatch.setattr(gda, "CHUNK", 256)  # two whole chunks and a rest
-        chunked = gda._fit.__wrapped__(x, label, cfg)[0]
+        chunked = jax.jit(gda._fit.__wrapped__, static_argnums=2)(x, label, cfg)[0]
         state = gda.init(jax.random.key(0), cfg)
         order = np.argsort(label)  # batches of one class, some classes not seen yet
-        for rows in np.split(order, [1, 50, 400]):
-            state, metrics = gda.train_step(state, {"x": x[rows], "label": label[rows]}, cfg)
+        for rows in np.split(order, 3):
+            state, metrics = step(state, {"x": x[rows], "label": label[rows]}, cfg)
             assert all(jnp.isfinite(value) for value in metrics.values())
         for other in (chunked, state):
             for found, expected in zip(other.params, whole.params, strict=True):
@@ -93,11 +96,11 @@ def test_float32_holds_far_from_the_origin(points, kind):
     cfg = config(covariance=kind)
     with jax.enable_x64(True):
         exact = gda.fit(np.float64(x), label, cfg)
-        expected = np.asarray(gda.classify(exact, np.float64(x), cfg))
+        expected = np.asarray(classify(exact, np.float64(x), cfg))
     single = gda.fit(x, label, cfg)
     assert single.params.means.dtype == jnp.float32
     np.testing.assert_allclose(single.params.covariances, exact.params.covariances, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(np.exp(gda.classify(single, x, cfg)), np.exp(expected), atol=5e-3)
+    np.testing.assert_allclose(np.exp(classify(single, x, cfg)), np.exp(expected), atol=5e-3)
 
 
 def test_a_shared_covariance_has_linear_boundaries(points):
@@ -107,7 +110,7 @@ def test_a_shared_covariance_has_linear_boundaries(points):
         state = gda.fit(x, label, cfg)
         weights, biases = gda.linear_boundary(state, cfg)
         expected = jax.nn.log_softmax(x @ weights.T + biases)
-        np.testing.assert_allclose(gda.classify(state, x, cfg), expected, atol=1e-9)
+        np.testing.assert_allclose(classify(state, x, cfg), expected, atol=1e-9)
     with pytest.raises(ValueError, match="quadratic"):
         gda.linear_boundary(state, config(covariance="per_class"))
 
@@ -118,7 +121,7 @@ def test_classes_do_not_depend_on_coordinates(points, kind):
     cfg = config(covariance=kind)
     moved = x @ np.random.default_rng(1).normal(size=(4, 4)) + 5.0
     with jax.enable_x64(True):
-        first, second = (gda.classify(gda.fit(a, label, cfg), a, cfg) for a in (x, moved))
+        first, second = (classify(gda.fit(a, label, cfg), a, cfg) for a in (x, moved))
     np.testing.assert_allclose(first, second, atol=1e-8)
 
 
@@ -128,7 +131,7 @@ def test_error_rate_of_two_gaussians_is_the_known_one():
     label = rng.integers(2, size=200_000)
     x = np.float32(rng.normal(size=(200_000, 2)) + distance * label[:, None] * [0.6, 0.8])
     cfg = gda.Config()
-    error = (gda.classify(gda.fit(x, label, cfg), x, cfg).argmax(1) != label).mean()
+    error = (classify(gda.fit(x, label, cfg), x, cfg).argmax(1) != label).mean()
     assert error == pytest.approx(scipy.stats.norm.cdf(-distance / 2), abs=3e-3)
 
 
@@ -137,23 +140,22 @@ def test_samples_have_the_moments_of_their_class(points, kind):
     x, label = points
     cfg = config(covariance=kind)
     state = gda.fit(x, label, cfg)
-    drawn = gda.sample(jax.random.key(0), state, 100_000, cfg, 1)
+    drawn = sample(jax.random.key(0), state, 100_000, cfg, 1)
     covariance = np.broadcast_to(state.params.covariances, (3, 4, 4))[1]
     np.testing.assert_allclose(drawn.mean(0), state.params.means[1], atol=0.05)
     np.testing.assert_allclose(np.cov(drawn.T), covariance, atol=0.03 * covariance.max())
-    mixed = gda.sample(jax.random.key(1), state, 100_000, cfg)
+    mixed = sample(jax.random.key(1), state, 100_000, cfg)
     np.testing.assert_allclose(mixed.mean(0), x.mean(0), atol=0.05)
-    each = gda.sample(jax.random.key(0), state, 3, cfg, jnp.arange(3))
-    np.testing.assert_allclose(each[1], gda.sample(jax.random.key(0), state, 3, cfg, 1)[1], rtol=1e-5)
+    each = sample(jax.random.key(0), state, 3, cfg, jnp.arange(3))
+    np.testing.assert_allclose(each[1], sample(jax.random.key(0), state, 3, cfg, 1)[1], rtol=1e-5)
 
 
 def test_a_batch_split_over_devices_gives_the_same_step(points):
     cfg = config(covariance="per_class", shrinkage=0.1)
     batch = {"x": np.float32(points[0]), "label": points[1]}
-    step = jax.jit(functools.partial(gda.train_step, cfg=cfg))
     state = gda.init(jax.random.key(0), cfg)
-    split = step(state, shard.put_batch(batch, shard.mesh()))[0]
-    for found, expected in zip(split.params, step(state, batch)[0].params, strict=True):
+    split = step(state, shard.put_batch(batch, shard.mesh()), cfg)[0]
+    for found, expected in zip(split.params, step(state, batch, cfg)[0].params, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -161,13 +163,13 @@ def test_rows_without_a_class_and_classes_without_rows(points):
     x, label = np.float32(points[0]), points[1]
     cfg = config(num_classes=4, covariance="per_class")
     state = gda.init(jax.random.key(0), cfg)
-    state, _ = gda.train_step(state, {"x": x, "label": np.where(label == 1, -1, label)}, cfg)
+    state, _ = step(state, {"x": x, "label": np.where(label == 1, -1, label)}, cfg)
     np.testing.assert_array_equal(state.moments.count, [(label == 0).sum(), 0, (label == 2).sum(), 0])
     np.testing.assert_allclose(state.params.means[2], x[label == 2].mean(0), rtol=1e-4)
-    found = gda.classify(state, x, cfg)
+    found = classify(state, x, cfg)
     assert (found[:, [1, 3]] == -jnp.inf).all()
     np.testing.assert_allclose(jnp.exp(found).sum(1), 1, rtol=1e-5)
-    assert jnp.isfinite(gda.log_prob(state, x, cfg)).all()
+    assert jnp.isfinite(log_prob(state, x, cfg)).all()
 
 
 def test_bad_input_is_named(points):
