@@ -64,7 +64,7 @@ class Params(NamedTuple):
 class Moments(NamedTuple):
     """What the data say."""
 
-    count: Array  # (K,) examples
+    examples: Array  # (K,)
     mean: Array  # (K, D), 0 for a class without examples
     scatter: Array  # sum of (x - mean)(x - mean)', shaped as the covariances
 
@@ -175,7 +175,7 @@ def linear_boundary(state: State, cfg: Config) -> tuple[Array, Array]:
     return w, jnp.log(weights) - 0.5 * (means * w).sum(1)
 
 
-def check_labels(label: Array, num_classes: int) -> None:
+def check_labels(label: Any, num_classes: int) -> None:
     """Raises ValueError if labels (N,) are not integers in 0..num_classes - 1, or some class has none."""
     label = np.asarray(label)
     if not np.issubdtype(label.dtype, np.integer):
@@ -190,7 +190,8 @@ def check_labels(label: Array, num_classes: int) -> None:
 @functools.partial(jax.jit, static_argnums=2)
 def _fit(x, label, cfg):
     def accumulate(moments, rows):
-        return _merge(moments, _moments_of(*rows, cfg)), None
+        x, label = rows
+        return _merge(moments, _moments_of(x, label, cfg)), None
 
     count = len(x) // CHUNK
     whole = count * CHUNK
@@ -224,16 +225,16 @@ def _moments_of(x, label, cfg):
 
 def _merge(first, second):
     """Moments of two sets of examples together."""
-    count = first.count + second.count
-    share = second.count / jnp.maximum(count, 1)
+    examples = first.examples + second.examples
+    share = second.examples / jnp.maximum(examples, 1)
     apart = second.mean - first.mean
-    weighted = (first.count * share)[:, None] * apart
+    weighted = (first.examples * share)[:, None] * apart
     if first.scatter.ndim == 2:
         between = _matmul(weighted.T, apart)
     else:
         between = weighted[:, :, None] * apart[:, None]
     mean = first.mean + share[:, None] * apart
-    return Moments(count, mean, first.scatter + second.scatter + between)
+    return Moments(examples, mean, first.scatter + second.scatter + between)
 
 
 def _params(moments, cfg):
@@ -255,8 +256,10 @@ def _params(moments, cfg):
 
 def _log_joint(x, params, cfg):
     """log p(x, c) of x (B, D), (B, K)."""
-    kind = "tied" if cfg.covariance == "shared" else "full"
-    mixture = gmm.Config(shape=cfg.shape, num_components=cfg.num_classes, covariance=kind)
+    shared = cfg.covariance == "shared"
+    mixture = gmm.Config(
+        shape=cfg.shape, num_components=cfg.num_classes, covariance="tied" if shared else "full"
+    )
     origin = params.weights @ params.means
     densities = gmm.log_densities(x - origin, params.means - origin, params.covariances, mixture)
     return jnp.log(params.weights) + densities

@@ -10,7 +10,7 @@ Columns may be of four kinds, also mixed. With N_c examples of class c and a pse
     categorical   p_cjv = (N_cjv + a) / (N_c + a V_j), V_j values
 
 `train_step` adds the counts of its batch to those before and merges the moments (Chan, Golub & LeVeque 1983),
-so one pass gives what `fit` gives however the data are cut; each further pass halves the weight of a.
+so one pass gives what `fit` gives however the data are cut; another counts them again, and a for less.
 
 Departs from the textbook: variances have a share of the largest one added; the law of counts is that given
 their sum, which `sample` draws from a Poisson distribution.

@@ -208,7 +208,9 @@ def _fit(docs, held_out, topics, key, cfg):
         each = jax.lax.map(lambda part: _log_likelihood(part[0], topics, part[1]), (mixtures, scored))
         return each.sum() / documents.counts_of(held_out).sum()
 
-    def em(mixtures, topics, exponent):
+    def em(now, exponent):
+        mixtures, topics = now
+
         def chunk(total, part):
             mixtures, statistics = _expectation(part[0], topics, part[1], exponent)
             before = _log_likelihood(part[0], topics, part[1])
@@ -221,10 +223,10 @@ def _fit(docs, held_out, topics, key, cfg):
     def body(carry):
         now, exponent, reached, failures, steps = carry
         if held_out is None:
-            found, after = em(*now, 1.0)
+            found, after = em(now, 1.0)
             failed = (after - reached < cfg.tolerance) & (cfg.tolerance > 0)
             return found, exponent, after, 2 * failed.astype(jnp.int32), steps + 1
-        found, _ = em(*now, exponent)
+        found, _ = em(now, exponent)
         after = score(*found)
         better = after - reached >= cfg.tolerance
         now = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, now)

@@ -181,6 +181,7 @@ def test_empty_documents_and_unknown_words_do_no_harm(counts):
     assert (np.asarray(state.params.topics)[:, 3] == 0).all()
     new = np.eye(30, dtype=np.float32)[[3, 3, 7]]
     new[1] = 0
+    state = state._replace(step=jnp.int32(0))
     state, metrics = jax.jit(plsa.train_step, static_argnums=2)(state, {"x": new}, cfg)
     np.testing.assert_allclose(state.mixtures[:2], 1 / 3, rtol=1e-5)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state[2:], metrics)))
