@@ -28,6 +28,8 @@ SMALL = {
     "jaxgen.autoencoder.vq_vae": {"hidden": (32,), "num_codes": 16, "code_size": 4},
     "jaxgen.classical.gmm": {"num_components": 2, "covariance": "diagonal"},
     "jaxgen.classical.hmm": {"num_states": 2},
+    "jaxgen.classical.lda": {"num_topics": 3, "max_inner_steps": 20},
+    "jaxgen.classical.plsa": {"num_topics": 3, "fold_steps": 5},
 }
 """Config values that make a family quick; one not named here is tested with its defaults."""
 
