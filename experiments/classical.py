@@ -3,9 +3,10 @@
 python experiments/classical.py gmm
 python experiments/classical.py gmm --data fashion_mnist --num-components 100
 python experiments/classical.py hmm
+python experiments/classical.py markov
 """
 
-from jaxgen.classical import gmm, hmm
+from jaxgen.classical import gmm, hmm, markov
 from jaxgen.experiment import Options, System, main
 
 SYSTEMS = {
@@ -20,6 +21,12 @@ SYSTEMS = {
         config=hmm.Config(num_states=3),
         paper="Baum et al. 1970; stepwise EM of Cappé 2011",
         options=Options(data="weather", steps=500, sample_every=0),
+    ),
+    "markov": System(
+        family=markov,
+        config=markov.Config(),
+        paper="Markov 1913",
+        options=Options(data="weather", steps=40, batch_size=100, log_every=10, sample_every=40),
     ),
 }
 
