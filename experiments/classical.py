@@ -6,6 +6,7 @@ python experiments/classical.py hmm
 python experiments/classical.py gda --data mnist --steps 60 --batch-size 1000
 python experiments/classical.py naive_bayes --columns bernoulli
 python experiments/classical.py lda
+python experiments/classical.py markov
 """
 
 import functools
@@ -15,7 +16,7 @@ import numpy as np
 import scipy.sparse
 
 from jaxgen import plot
-from jaxgen.classical import documents, gda, gmm, hmm, lda, naive_bayes, plsa
+from jaxgen.classical import documents, gda, gmm, hmm, lda, markov, naive_bayes, plsa
 from jaxgen.evaluation import likelihood, report
 from jaxgen.experiment import Options, System, main
 from jaxgen.types import observed
@@ -88,6 +89,12 @@ SYSTEMS = {
         paper="Blei, Ng & Jordan 2003; online variational Bayes of Hoffman, Blei & Bach 2010",
         options=Options(steps=500, sample_every=500),
         evaluate=functools.partial(evaluate_topics, family=lda),
+    ),
+    "markov": System(
+        family=markov,
+        config=markov.Config(),
+        paper="Markov 1913",
+        options=Options(data="weather", steps=40, batch_size=100, log_every=10, sample_every=40),
     ),
 }
 

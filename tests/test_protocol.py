@@ -33,7 +33,7 @@ SMALL = {
 }
 """Config values that make a family quick; one not named here is tested with its defaults."""
 
-DATA = {"jaxgen.classical.hmm": "weather"}
+DATA = {"jaxgen.classical.hmm": "weather", "jaxgen.classical.markov": "weather"}
 """Data sets of the families that cannot take the default, digits."""
 
 HEAVY = ("orbax", "tensorflow_datasets", "grain", "matplotlib", "tyro", "sklearn", "scipy", "PIL")

@@ -185,7 +185,9 @@ def _importance_weighted_loss(params, key, z, posterior, x, label, cfg):
 
     still = jax.lax.stop_gradient((params, z, posterior, x, label))
     forward_only = cfg.num_backward_samples > 0
-    log_weight, log_likelihood, kl = log_weights(*(still if forward_only else (params, z, posterior, x, label)))
+    log_weight, log_likelihood, kl = log_weights(
+        *(still if forward_only else (params, z, posterior, x, label))
+    )
     log_weight = log_weight.reshape(-1, cfg.num_importance_samples)
     bound = jax.nn.logsumexp(log_weight, 1) - math.log(cfg.num_importance_samples)
     share = jax.lax.stop_gradient(jax.nn.softmax(log_weight, 1))

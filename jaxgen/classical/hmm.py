@@ -51,9 +51,9 @@ class Config:
     left_to_right: bool = False
     """Start in the first state, and move only to the same or the next."""
     transition_prior: float = 0.0
-    """Pseudo-counts added to every possible start and move."""
+    """Pseudo-counts a sequence for every possible start and move."""
     emission_prior: float = 0.0
-    """Categorical only: pseudo-counts added to every symbol in every state."""
+    """Categorical only: pseudo-counts a sequence for every symbol in every state."""
     max_steps: int = 100
     """Most EM steps of `fit`."""
     tolerance: float = 1e-4
@@ -140,9 +140,9 @@ def fit(
             empty sequence, or sequences the model cannot emit.
     """
     x = jnp.asarray(x)
-    mask = jnp.ones(x.shape[:2], bool) if mask is None else jnp.asarray(mask, bool)
+    mask = None if mask is None else jnp.asarray(mask, bool)
     if not isinstance(x, jax.core.Tracer):
-        _check(x, mask, cfg)
+        _check(x, jnp.ones(x.shape[:2], bool) if mask is None else mask, cfg)
     key = jax.random.key(0) if key is None else key
     state, log_likelihood = _fit(x, mask, params, key, cfg)
     if not isinstance(x, jax.core.Tracer) and not bool(jnp.isfinite(log_likelihood)):
@@ -184,68 +184,88 @@ def sample_states(key: Array, state: State, n: int, cfg: Config) -> Array:
 
 def log_prob(state: State, x: Array, cfg: Config, mask: Array | None = None) -> Array:
     """Exact log p(x) of sequences x, (B, T) or (B, T, D), in nats, (B,)."""
-    return _over_sequences(forward, state.params, x, mask, cfg)[0]
+    return _over_sequences(forward, state.params, _tables(state.params, x, cfg), mask)[0]
 
 
 def log_likelihoods(params: Params, x: Array, cfg: Config) -> Array:
-    """The table log p(x_t | z_t = k) of one sequence x, (T,) or (T, D): (T, K)."""
+    """The table log p(x_t | z_t = k) of one sequence x, (T,) or (T, D): (T, K), -inf for unknown symbols."""
     if cfg.emission == "categorical":
-        return jnp.log(params.emission).T[x]
-    weights, means, covariances = params.emission
-    flat = lambda a: a.reshape(-1, *a.shape[2:])
-    densities = gmm.log_densities(x.reshape(len(x), -1), flat(means), flat(covariances), _mixture(cfg))
-    return jax.nn.logsumexp(densities.reshape(-1, *weights.shape) + jnp.log(weights), -1)
+        known = (x >= 0) & (x < cfg.num_symbols)
+        return jnp.where(known[:, None], jnp.log(params.emission).T[x], -jnp.inf)
+    return _over_mixtures(_log_joint(params, x.reshape(len(x), -1), cfg))
 
 
 def decode_states(state: State, x: Array, cfg: Config, mask: Array | None = None) -> Array:
     """The likeliest path of each sequence, (B, T) int32."""
-    return _over_sequences(viterbi, state.params, x, mask, cfg)[0]
+    return _over_sequences(viterbi, state.params, _tables(state.params, x, cfg), mask)[0]
 
 
 @functools.partial(jax.jit, static_argnums=4)
 def _fit(x, mask, params, key, cfg):
-    batch = {"tokens" if cfg.emission == "categorical" else "x": x, "mask": mask}
+    batch = {"tokens" if cfg.emission == "categorical" else "x": x}
+    batch |= {} if mask is None else {"mask": mask}
     x = _sequences(batch, cfg)
     start = init(key, cfg, batch).params if params is None else jax.tree.map(jnp.asarray, params)
 
     def body(carry):
-        params, previous, _, steps = carry
+        params, _, previous, _, steps = carry
         counts, log_z = _expectation(x, mask, params, cfg, centred=True)
-        return _maximisation(counts, params, cfg, centred=True), log_z.mean(), previous, steps + 1
+        following = _maximisation(counts, params, cfg, centred=True)
+        if cfg.emission == "gaussian":
+            means = params.emission.means.reshape(counts.emission.first.shape)
+            counts = counts._replace(emission=gmm.about_zero(counts.emission, means, _mixture(cfg)))
+        return following, counts, log_z.mean(), previous, steps + 1
 
     def unfinished(carry):
-        _, current, previous, steps = carry
+        _, _, current, previous, steps = carry
         return (steps < cfg.max_steps) & ((steps < 2) | (current - previous >= cfg.tolerance))
 
     low = jnp.full((), -jnp.inf, start.initial.dtype)
-    found, log_likelihood, _, steps = jax.lax.while_loop(unfinished, body, (start, low, low, jnp.int32(0)))
-    counts, _ = _expectation(x, mask, found, cfg, centred=False)
+    carry = start, _zero_counts(start, cfg), low, low, jnp.int32(0)
+    found, counts, log_likelihood, _, steps = jax.lax.while_loop(unfinished, body, carry)
     return State(steps, key, found, counts), log_likelihood
 
 
-def _over_sequences(function, params, x, mask, cfg):
-    """`function` of each sequence's table."""
-    mask = jnp.ones(x.shape[:2], bool) if mask is None else mask
+def _over_sequences(function, params, tables, mask):
+    """`function` of each sequence's table, all of them (B, T, K)."""
     log_initial, log_transition = jnp.log(params.initial), jnp.log(params.transition)
-    table = lambda x, mask: function(log_initial, log_transition, log_likelihoods(params, x, cfg), mask)
-    return jax.vmap(table)(x, mask)
+    return jax.vmap(lambda table, mask: function(log_initial, log_transition, table, mask))(tables, mask)
+
+
+def _tables(params, x, cfg):
+    """The emission log-likelihoods of sequences x, (B, T, K)."""
+    return jax.vmap(lambda x: log_likelihoods(params, x, cfg))(x)
+
+
+def _log_joint(params, frames, cfg):
+    """log p(x, m | k) of frames x (N, D) from mixture component m of state k, (N, K, M)."""
+    weights, means, covariances = params.emission
+    flat = lambda a: a.reshape(-1, *a.shape[2:])
+    densities = gmm.log_densities(frames, flat(means), flat(covariances), _mixture(cfg))
+    return densities.reshape(-1, *weights.shape) + jnp.log(weights)
+
+
+def _over_mixtures(log_joint):
+    return log_joint[..., 0] if log_joint.shape[-1] == 1 else jax.nn.logsumexp(log_joint, -1)
 
 
 def _expectation(x, mask, params, cfg, centred):
     """Counts a sequence, and log p(x) (B,); Gaussian moments about the means if `centred`, else about 0."""
-    log_z, posterior, moves = _over_sequences(smooth, params, x, mask, cfg)
-    posterior_rows = posterior.reshape(-1, cfg.num_states)
     if cfg.emission == "categorical":
-        emission = jax.ops.segment_sum(posterior_rows, x.reshape(-1), cfg.num_symbols).T / len(x)
+        log_z, posterior, moves = _over_sequences(smooth, params, _tables(params, x, cfg), mask)
+        rows = posterior.reshape(-1, cfg.num_states)
+        emission = jax.ops.segment_sum(rows, x.reshape(-1), cfg.num_symbols).T / len(x)
     else:
         mixture = _mixture(cfg)
         frames = x.reshape(-1, mixture.num_dims)
-        weights, means, covariances = params.emission
-        flat = lambda a: a.reshape(-1, *a.shape[2:])
-        densities = gmm.log_densities(frames, flat(means), flat(covariances), mixture)
-        shares = jax.nn.softmax(densities.reshape(-1, *weights.shape) + jnp.log(weights), -1)
-        rows = (posterior_rows[:, :, None] * shares).reshape(len(frames), -1)
-        origin = flat(means) if centred else jnp.zeros_like(flat(means))
+        log_joint = _log_joint(params, frames, cfg)
+        tables = _over_mixtures(log_joint)
+        log_z, posterior, moves = _over_sequences(smooth, params, tables.reshape(*x.shape[:2], -1), mask)
+        rows = posterior.reshape(tables.shape)
+        if cfg.num_mixtures > 1:
+            rows = (rows[..., None] * jax.nn.softmax(log_joint, -1)).reshape(len(frames), -1)
+        means = params.emission.means.reshape(-1, mixture.num_dims)
+        origin = means if centred else jnp.zeros_like(means)
         emission = jax.tree.map(lambda a: a / len(frames), gmm.moment_sums(frames, rows, origin, mixture))
     return Counts(posterior[:, 0].mean(0), moves.mean(0), emission), log_z
 

@@ -122,6 +122,16 @@ def test_one_state_is_a_mixture_of_independent_frames(covariance):
     np.testing.assert_allclose(hmm.log_prob(state, x, cfg), expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("covariance", ["full", "diagonal"])
+def test_fit_keeps_the_counts_of_its_last_step(covariance):
+    cfg = gaussian(num_mixtures=2, covariance=covariance, max_steps=1, stepwise_power=0.0)
+    x = jnp.float32(vectors()[0])
+    start = hmm.init(jax.random.key(0), cfg, {"x": x})
+    expected, _ = jax.jit(functools.partial(hmm.train_step, cfg=cfg))(start, {"x": x})
+    found = hmm.fit(x, cfg, params=start.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found[2:], expected[2:])
+
+
 def test_a_left_to_right_model_stays_one(ragged):
     cfg = categorical(left_to_right=True, transition_prior=0.1, emission_prior=0.1)
     state = hmm.fit(*ragged[:1], cfg, ragged[1])
@@ -182,6 +192,8 @@ def test_bad_input_is_named(ragged):
         hmm.fit(np.full((2, 9, 2), np.nan, np.float32), gaussian())
     with pytest.raises(ValueError, match="x must be"):
         hmm.fit(x, gaussian())
+    state = hmm.init(jax.random.key(0), categorical())
+    assert (hmm.log_prob(state, jnp.array([[0, 4], [-1, 0]]), categorical()) == -jnp.inf).all()
     never = hmm.Params(jnp.ones(1), jnp.ones((1, 1)), jnp.array([[1.0, 0, 0, 0]]))
     with pytest.raises(ValueError, match="impossible"):
         hmm.fit(x, hmm.Config(shape=(9,), num_states=1, num_symbols=4, max_steps=1), mask, never)

@@ -1,0 +1,189 @@
+"""Pen strokes by hidden Markov models of angles: twos written by the model, and digits told apart.
+
+python experiments/strokes.py --strokes pendigits.npz
+
+The file holds "points" (N, P, 2), pen positions along each trace with y upward, and "labels" (N,) digits: the
+UCI set "Pen-Based Recognition of Handwritten Digits" (Alpaydin & Alimoglu 1998) as NumPy arrays. Its eight
+positions are seven moves, fewer than the states, so each trace is first drawn as a cubic spline through its
+positions and cut into moves of equal length. A move's angle, rounded to one of 16, is a symbol; the model
+runs left to right, as in Bishop 2006, section 13.2.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.interpolate import CubicSpline
+
+from jaxgen import experiment, runs
+from jaxgen.classical import hmm
+from jaxgen.evaluation import result
+
+NUM_ANGLES = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Fit a model to the twos and let it write, then one to each digit and classify."""
+
+    strokes: Path
+    """npz file with "points" (N, P, 2) and "labels" (N,)."""
+    num_states: int = 16
+    """Hidden states, from left to right."""
+    num_moves: int = 24
+    """Moves of equal length that each trace is cut into."""
+    num_steps: int = 25
+    """EM steps."""
+    emission_prior: float = 1e-4
+    """Pseudo-counts a sequence for each angle in each state."""
+    num_test: int = 3498
+    """Traces held out."""
+    seed: int = 0
+    """Of the split, the starts and what is written."""
+    results: Path = Path("experiments/results/strokes")
+    """Folder for strokes.json, twos.png and digits.png."""
+
+
+def resample(points: np.ndarray, num_moves: int) -> np.ndarray:
+    """The trace (P, 2) as (num_moves + 1, 2) positions at equal distances along a spline through it."""
+    moved = np.r_[True, np.hypot(*np.diff(points, axis=0).T) > 0]
+    points = points[moved].astype(float)
+    along = np.r_[0.0, np.hypot(*np.diff(points, axis=0).T).cumsum()]
+    fine = CubicSpline(along, points)(np.linspace(0, along[-1], 20 * num_moves + 1))
+    length = np.r_[0.0, np.hypot(*np.diff(fine, axis=0).T).cumsum()]
+    even = np.linspace(0, length[-1], num_moves + 1)
+    return np.stack([np.interp(even, length, axis) for axis in fine.T], 1)
+
+
+def angles(positions: np.ndarray) -> np.ndarray:
+    """Symbols of the moves between positions (..., M + 1, 2), (..., M) int32: 0 is rightward, 4 upward."""
+    dx, dy = np.moveaxis(np.diff(positions, axis=-2), -1, 0)
+    return np.round(np.arctan2(dy, dx) / (2 * np.pi / NUM_ANGLES)).astype(np.int32) % NUM_ANGLES
+
+
+def trace(symbols: np.ndarray) -> np.ndarray:
+    """Positions (..., M + 1, 2) that moves of length 1 at these angles (..., M) lead to, from the origin."""
+    turn = symbols * (2 * np.pi / NUM_ANGLES)
+    moves = np.stack([np.cos(turn), np.sin(turn)], -1)
+    return np.concatenate([np.zeros_like(moves[..., :1, :]), moves.cumsum(-2)], -2)
+
+
+def fit_classes(key: jax.Array, x: np.ndarray, labels: np.ndarray, num_classes: int, cfg: hmm.Config):
+    """A State of models, one for each class: classes are filled up to one size with empty sequences."""
+    by_class = [x[labels == label] for label in range(num_classes)]
+    size = max(map(len, by_class))
+    padded = np.stack([np.pad(part, ((0, size - len(part)), (0, 0))) for part in by_class])
+    real = np.stack([np.arange(size) < len(part) for part in by_class])
+    mask = np.broadcast_to(real[..., None], padded.shape)
+    fit = jax.vmap(lambda x, mask, key: hmm.fit(x, cfg, mask, key=key))
+    return fit(jnp.asarray(padded), jnp.asarray(mask), jax.random.split(key, num_classes))
+
+
+def naive_bayes(x: np.ndarray, labels: np.ndarray, test: np.ndarray, num_classes: int) -> np.ndarray:
+    """log p(x | class) of the test, (N, classes), were the angle at each place independent of the others."""
+    counts = np.stack([(x[labels == c][..., None] == range(NUM_ANGLES)).sum(0) for c in range(num_classes)])
+    log_p = np.log((counts + 0.1) / (counts + 0.1).sum(-1, keepdims=True))
+    return log_p[:, np.arange(x.shape[1]), test].sum(-1).T
+
+
+def save_traces(path: Path, rows: dict[str, np.ndarray]) -> None:
+    """Rows of traces (columns, positions, 2) with their names; a dot where the pen is set down."""
+    from matplotlib.figure import Figure
+
+    columns = len(next(iter(rows.values())))
+    figure = Figure(figsize=(columns, 1.15 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for (name, traces), line in zip(rows.items(), axes, strict=True):
+        line[0].set_ylabel(name, fontsize=7)
+        for panel, positions in zip(line, traces, strict=True):
+            panel.plot(*positions.T, color="black", linewidth=2, solid_capstyle="round")
+            panel.plot(*positions[0], "o", color="C3", markersize=3)
+            middle, half = positions.min(0) / 2 + positions.max(0) / 2, 0.6 * np.ptp(positions, axis=0).max()
+            panel.set(xlim=middle[0] + half * np.array([-1, 1]), ylim=middle[1] + half * np.array([-1, 1]))
+            panel.set(aspect="equal", xticks=[], yticks=[])
+    figure.savefig(path, dpi=100)
+
+
+def main(options: Options) -> None:
+    """Print the numbers, and write them as JSON with pictures of what the models write."""
+    since = time.perf_counter()
+    with np.load(options.strokes) as arrays:
+        if not {"points", "labels"} <= set(arrays):
+            raise ValueError(f"{options.strokes} must hold 'points' and 'labels', not {sorted(arrays)}")
+        points, labels = arrays["points"], arrays["labels"].astype(int)
+    if not 0 < options.num_test < len(points):
+        raise ValueError(f"--num-test must leave some of the {len(points)} traces to train on")
+    order = np.random.default_rng(options.seed).permutation(len(points))
+    positions = np.stack([resample(row, options.num_moves) for row in points[order]])
+    x, labels = angles(positions), labels[order]
+    test, train = slice(options.num_test), slice(options.num_test, None)
+    num_classes = labels.max() + 1
+    cfg = hmm.Config(
+        shape=x.shape[1:],
+        num_states=options.num_states,
+        num_symbols=NUM_ANGLES,
+        left_to_right=True,
+        emission_prior=options.emission_prior,
+        max_steps=options.num_steps,
+        tolerance=-np.inf,
+    )
+    key = jax.random.key(options.seed)
+    models = fit_classes(key, x[train], labels[train], num_classes, cfg)
+    log_p = np.asarray(jax.vmap(lambda model: hmm.log_prob(model, jnp.asarray(x[test]), cfg))(models)).T
+    log_prior = np.log(np.bincount(labels[train]) / len(labels[train]))
+    right = lambda log_p: (log_p + log_prior).argmax(1) == labels[test]
+    independent = naive_bayes(x[train], labels[train], x[test], num_classes)
+    own = log_p[np.arange(len(log_p)), labels[test]] / options.num_moves
+
+    options.results.mkdir(parents=True, exist_ok=True)
+    keys = jax.random.split(jax.random.fold_in(key, 1), num_classes)
+    written = np.asarray(jax.vmap(lambda key, model: hmm.sample(key, model, 24, cfg))(keys, models))
+    real = np.flatnonzero(labels == 2)[:12]
+    save_traces(
+        options.results / "twos.png",
+        {
+            "real": points[order][real],
+            "real, 16 angles": trace(x[real]),
+            "written": trace(written[2, :12]),
+            "written ": trace(written[2, 12:]),
+        },
+    )
+    by_digit = {f"row {row}": trace(written[:, row]) for row in range(6)}
+    save_traces(options.results / "digits.png", by_digit)
+    facts = {
+        "data": options.strokes.name,
+        "traces": {"train": len(x) - options.num_test, "test": options.num_test},
+        "states": options.num_states,
+        "moves": options.num_moves,
+        "angles": NUM_ANGLES,
+        "em_steps": options.num_steps,
+        "emission_prior": options.emission_prior,
+        "seed": options.seed,
+        "accuracy": float(right(log_p).mean()),
+        "accuracy_of_naive_bayes_by_place": float(right(independent).mean()),
+        "nats_per_angle": -float(own.mean()),
+        "nats_per_angle_of_twos": -float(own[labels[test] == 2].mean()),
+        "accuracy_by_digit": [
+            round(float(right(log_p)[labels[test] == digit].mean()), 4) for digit in range(num_classes)
+        ],
+        "command": result.command(sys.argv),
+        "minutes": round((time.perf_counter() - since) / 60, 1),
+        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} host cores",
+        "versions": runs.versions(),
+    }
+    for name in ("accuracy", "accuracy_of_naive_bayes_by_place", "nats_per_angle", "nats_per_angle_of_twos"):
+        print(f"{name} {facts[name]:.4f}")
+    runs.write_text(options.results / "strokes.json", json.dumps(facts, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    with experiment.one_line_errors():
+        main(tyro.cli(Options))
