@@ -2,6 +2,8 @@
 
 python experiments/autoencoder.py vae
 python experiments/autoencoder.py vae --data mnist --num-latents 2
+python experiments/autoencoder.py burda_vae --run-dir runs/burda_vae
+python experiments/autoencoder.py iwae --start runs/burda_vae
 python experiments/autoencoder.py conv_vae
 python experiments/autoencoder.py conditional_vae
 python experiments/autoencoder.py autoencoder
@@ -186,17 +188,17 @@ SYSTEMS = {
             objective="iwae",
             num_importance_samples=50,
             num_backward_samples=5,
-            learning_rate=1e-3,
-            decay_steps=240_000,
+            learning_rate=3e-4,
+            decay_steps=120_000,
         ),
         paper="Burda, Grosse & Salakhutdinov 2016",
         options=Options(
             data="mnist",
-            steps=240_000,
+            steps=120_000,
             batch_size=20,
             log_every=5000,
-            sample_every=50_000,
-            save_every=50_000,
+            sample_every=20_000,
+            save_every=20_000,
         ),
         evaluate=functools.partial(evaluate, num_samples=5000),
         published={("mnist", "nll_iwae_5000"): (84.78, IWAE.format("IWAE, k = 50"))},

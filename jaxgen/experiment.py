@@ -50,6 +50,8 @@ class Options:
     """Seed of the initial weights, the order of the data and every step."""
     run_dir: Path | None = None
     """Directory of the run; an existing one is resumed. By default a new one under runs/."""
+    start: Path | None = None
+    """Directory of a run of the same networks, also under other options, from whose parameters to start."""
     results: Path | None = None
     """Also write the result as <system>-<data>.json with its picture into this folder."""
     fsdp: int = 1
@@ -153,6 +155,7 @@ def run(family: Any, cfg: Any, options: Options, evaluate: Evaluate | None = Non
         batch_size=options.batch_size,
         key=jax.random.key(options.seed),
         run_dir=run_dir,
+        start=None if options.start is None else jaxgen.load(options.start)[2],
         mesh=shard.mesh(fsdp=options.fsdp),
         chunk=options.chunk,
         log_every=options.log_every,

@@ -34,6 +34,7 @@ def fit(
     batch_size: int,
     key: Array,
     run_dir: str | Path | None = None,
+    start: Any = None,
     mesh: Mesh | None = None,
     chunk: int | None = None,
     log_every: int = 100,
@@ -55,6 +56,8 @@ def fit(
         batch_size: examples a step, over all devices and processes.
         key: typed PRNG key; the initial state, the order of the data and every step follow from it.
         run_dir: where the run is kept; None keeps nothing.
+        start: a State of the family, also under another config, whose parameters a new run starts from. Of a
+            fresh State it leaves only the step, the key and the optimizer's state.
         mesh: devices to use; all of them by default.
         chunk: steps a dispatch for data held on the device; by default as many as take half a second.
         log_every: steps between log lines; a line holds the means over the steps since the last.
@@ -63,7 +66,8 @@ def fit(
         on_log: called with the step and the metrics of every log line.
 
     Raises:
-        ValueError: the batch does not split over the devices, or a number of steps is not positive.
+        ValueError: the batch does not split over the devices, a number of steps is not positive, or `start`
+            has other shapes.
         RunError: the run directory is another run's, or cannot be written.
         FloatingPointError: a metric or the state became NaN or infinite; the message names the step, and the
             checkpoints stay as they were.
@@ -100,6 +104,8 @@ def fit(
         state = jax.jit(functools.partial(family.init, cfg=cfg), out_shardings=shardings)(
             init_key, batch=first
         )
+        if start is not None:
+            state = _started(state, start, shardings)
 
     if chunk is None and jax.process_count() > 1:
         chunk = log_every  # processes must make the same dispatches: no clock may choose
@@ -141,6 +147,19 @@ def fit(
             if stop is not None and stopping:
                 stop.leave(f"stopped after step {step}, saved in {directory}; the same command continues")
     return state
+
+
+def _started(state, start, shardings):
+    """`state` with everything of `start` but the step, the key and what the optimizer knows."""
+    names = [name for name in state._fields if name not in ("step", "key", "opt_state")]
+    fresh, given = ({name: getattr(s, name, None) for name in names} for s in (state, start))
+    if jax.tree.map(jnp.shape, fresh) != jax.tree.map(jnp.shape, given):
+        raise ValueError(
+            "`start` is a state of other shapes: give both runs the same networks and data shape"
+        )
+    # Copies: what training starts from is donated to it.
+    placed = {name: jax.device_put(value, getattr(shardings, name)) for name, value in given.items()}
+    return state._replace(**jax.tree.map(jnp.copy, placed))
 
 
 def _check_state(state, step):

@@ -106,6 +106,18 @@ def test_objects_of_ones_own_come_from_the_caller(ring, tmp_path):
     assert int(fit(ring, 4, cfg, run_dir=tmp_path).step) == 4
 
 
+def test_a_run_starts_from_the_parameters_of_another(ring, tmp_path):
+    first = fit(ring, 10)
+    still = line.Config(learning_rate=0.0)
+    state = fit(ring, 2, still, start=first, run_dir=tmp_path, save_every=1, mesh=shard.mesh(2))
+    assert int(state.step) == 2
+    np.testing.assert_array_equal(state.params, first.params)
+    resumed = fit(ring, 3, still, start=fit(ring, 5), run_dir=tmp_path, mesh=shard.mesh(2))
+    np.testing.assert_array_equal(resumed.params, first.params)
+    with pytest.raises(ValueError, match="state of other shapes"):
+        fit(ring, 1, start=line.init(KEY, line.Config(shape=(3,))))
+
+
 @pytest.mark.parametrize("chunk", [None, 1])
 def test_nan_stops_the_run_and_names_the_step(ring, tmp_path, chunk):
     cfg = line.Config(bad_step=17)
