@@ -1,0 +1,134 @@
+"""Compression by autoencoders: the rate of quantised codes against the distortion of what they decode to.
+
+python experiments/compression.py
+python experiments/compression.py --data fashion_mnist --steps 5000
+
+Principal components are quantised and coded in the same way. The rate is what an ideal entropy coder spends
+on test images with the frequencies of the training set, dimensions apart; the decoder itself is not counted.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import jaxgen
+from jaxgen import data, experiment, runs
+from jaxgen.autoencoder import ae
+from jaxgen.evaluation import denoise, result
+from jaxgen.latent import quantize
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Train an autoencoder for each number of latents, and quantise its codes to each number of levels."""
+
+    data: str = "digits"
+    """Data set of images."""
+    data_dir: Path | None = None
+    """Where prepared data sets lie."""
+    latents: tuple[int, ...] = (2, 4, 8, 16, 32)
+    """Dimensions of the codes."""
+    levels: tuple[int, ...] = (2, 4, 8, 16, 32)
+    """Levels of each dimension."""
+    steps: int = 3000
+    """Training steps of each model."""
+    batch_size: int = 128
+    """Examples a step."""
+    seed: int = 0
+    """Of the models and their training."""
+    results: Path = Path("experiments/results/compression")
+    """Folder for the table and the curves."""
+
+
+def autoencoder(options, train, num_latents):
+    """(encode, decode) of an autoencoder trained on `train`."""
+    cfg = experiment.shape_to(train, ae.Config(num_latents=num_latents))
+    fit = {"steps": options.steps, "batch_size": options.batch_size, "key": jax.random.key(options.seed)}
+    state = jaxgen.fit(ae, cfg, train, **fit)
+    return jax.jit(lambda x: ae.encode(state, x, cfg)), jax.jit(lambda z: ae.decode(state, z, cfg))
+
+
+def principal_components(options, train, num_latents):
+    """(encode, decode) of the projection on the directions of largest variance."""
+    x = train[:]["image"].reshape(len(train), -1)
+    mean = x.mean(0)
+    vectors = np.linalg.eigh(np.cov(x.T))[1][:, ::-1][:, :num_latents]
+    return (
+        lambda x: (x.reshape(len(x), -1) - mean) @ vectors,
+        lambda z: np.clip(mean + np.asarray(z) @ vectors.T, -1, 1).reshape(-1, *train.shape),
+    )
+
+
+def measure(encode, decode, train, test, levels):
+    """[{levels, bits_per_pixel, psnr}] on the test split, the last row without quantisation."""
+    parts = [encode(batch["image"]) for batch in data.in_order(train, 500)]
+    codes, x = np.concatenate(parts), test[:]["image"]
+    z, rows = encode(x), []
+    for count in levels:
+        quantizer = quantize.fit(codes, count)
+        sent = quantize.quantize(quantizer, z)
+        rate = quantize.code_length(quantizer, sent).mean() / x[0].size
+        rows.append((count, float(rate), decode(quantize.dequantize(quantizer, sent))))
+    rows.append((None, None, decode(z)))
+    return [
+        {"levels": count, "bits_per_pixel": rate, "psnr": float(denoise.psnr(x, estimate).mean())}
+        for count, rate, estimate in rows
+    ]
+
+
+def save_curves(path, rows):
+    """PSNR over rate: a curve a number of latents, models by colour; the dashes are without quantisation."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot(xscale="log", xlabel="bits a pixel", ylabel="PSNR, dB")
+    colors = {model: f"C{index}" for index, model in enumerate(dict.fromkeys(row["model"] for row in rows))}
+    for model, num_latents in dict.fromkeys((row["model"], row["num_latents"]) for row in rows):
+        *own, exact = [row for row in rows if (row["model"], row["num_latents"]) == (model, num_latents)]
+        rate, psnr = ([row[name] for row in own] for name in ("bits_per_pixel", "psnr"))
+        axes.plot(rate, psnr, marker="o", markersize=3, color=colors[model])
+        axes.plot(rate[-1:] + [rate[-1] * 1.3], [exact["psnr"]] * 2, "--", color=colors[model])
+        axes.annotate(f"{num_latents}", (rate[-1], psnr[-1]), fontsize=8)
+    for model, color in colors.items():
+        axes.plot([], [], color=color, label=model)
+    axes.legend(title="label: latents")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+
+
+def main(options: Options) -> None:
+    """Print a line a setting, and write them as JSON with the curves."""
+    since, rows = time.perf_counter(), []
+    train, test = (data.load(options.data, split, options.data_dir) for split in ("train", "test"))
+    for model in (autoencoder, principal_components):
+        for num_latents in options.latents:
+            encode, decode = model(options, train, num_latents)
+            for row in measure(encode, decode, train, test, options.levels):
+                name = model.__name__.replace("_", " ")
+                rows.append({"model": name, "num_latents": num_latents, **row})
+                print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
+    options.results.mkdir(parents=True, exist_ok=True)
+    save_curves(options.results / f"{options.data}.png", rows)
+    facts = {
+        "data": options.data,
+        "n": len(test),
+        "command": result.command(sys.argv),
+        "minutes": round((time.perf_counter() - since) / 60, 1),
+        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} host cores",
+        "versions": runs.versions(),
+    }
+    text = json.dumps({**facts, "rows": rows}, indent=2) + "\n"
+    runs.write_text(options.results / f"{options.data}.json", text)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    with experiment.one_line_errors():
+        main(tyro.cli(Options))
