@@ -30,7 +30,7 @@ from jaxgen import data
 from jaxgen.classical import gmm, hmm, markov
 from jaxgen.data.sequences import WEATHER, WEATHER_TRANSITION
 
-MOST = 2 if os.environ.get("JAXGEN_SMOKE") else 6
+MOST = 1 if os.environ.get("JAXGEN_SMOKE") else 6
 
 # %% [markdown]
 # ## Gaussian mixture: expectation maximisation, step by step
@@ -100,7 +100,7 @@ moves = markov.transition_matrix(chain, chain_cfg)
 print("counted\n", np.round(moves, 3), "\ntrue\n", WEATHER_TRANSITION)
 for name, share, stay in zip(WEATHER, markov.stationary(moves), markov.expected_stay(moves), strict=True):
     print(f"{name}: {share:.2f} of all days, {stay:.1f} in a row")
-order, criterion = markov.choose_order(days, chain_cfg, range(4))
+order, criterion = markov.choose_order(days, chain_cfg, range(min(4, MOST + 1)))
 print("BIC by order", {order: round(value) for order, value in criterion.items()}, "-> order", order)
 
 # %% [markdown]
