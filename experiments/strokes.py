@@ -36,7 +36,7 @@ class Options:
     """npz file with "points" (N, P, 2) and "labels" (N,)."""
     num_states: int = 16
     """Hidden states, from left to right."""
-    num_moves: int = 24
+    num_moves: int = 20
     """Moves of equal length that each trace is cut into."""
     num_steps: int = 25
     """EM steps."""
