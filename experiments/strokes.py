@@ -6,7 +6,8 @@ The file holds "points" (N, P, 2), pen positions along each trace with y upward,
 UCI set "Pen-Based Recognition of Handwritten Digits" (Alpaydin & Alimoglu 1998) as NumPy arrays. Its eight
 positions are seven moves, fewer than the states, so each trace is first drawn as a cubic spline through its
 positions and cut into moves of equal length. A move's angle, rounded to one of 16, is a symbol; the model
-runs left to right, as in Bishop 2006, section 13.2.
+runs left to right, as in Bishop 2006, section 13.2. One more symbol ends every trace, the lifted pen, which
+only a last state of its own emits: so what is written passes through all the states, in its own time.
 """
 
 import dataclasses
@@ -26,6 +27,8 @@ from jaxgen.classical import hmm
 from jaxgen.evaluation import result
 
 NUM_ANGLES = 16
+LIFTED = NUM_ANGLES
+"""The symbol after the last move."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,13 +38,13 @@ class Options:
     strokes: Path
     """npz file with "points" (N, P, 2) and "labels" (N,)."""
     num_states: int = 16
-    """Hidden states, from left to right."""
-    num_moves: int = 20
+    """Hidden states that write, from left to right."""
+    num_moves: int = 24
     """Moves of equal length that each trace is cut into."""
     num_steps: int = 25
     """EM steps."""
-    emission_prior: float = 1e-4
-    """Pseudo-counts a sequence for each angle in each state."""
+    smoothing: float = 1e-3
+    """Added to the probability of each angle in each state after the fit."""
     num_test: int = 3498
     """Traces held out."""
     seed: int = 0
@@ -74,15 +77,35 @@ def trace(symbols: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros_like(moves[..., :1, :]), moves.cumsum(-2)], -2)
 
 
+def starts(key: jax.Array, num_classes: int, cfg: hmm.Config) -> hmm.Params:
+    """Random models, one for each class; only the last state lifts the pen, and it does nothing else."""
+    params = jax.vmap(lambda key: hmm.init(key, cfg).params)(jax.random.split(key, num_classes))
+    writing = params.emission.at[:, :, LIFTED].set(0.0).at[:, -1].set(jax.nn.one_hot(LIFTED, LIFTED + 1))
+    return params._replace(emission=writing / writing.sum(-1, keepdims=True))
+
+
 def fit_classes(key: jax.Array, x: np.ndarray, labels: np.ndarray, num_classes: int, cfg: hmm.Config):
     """A State of models, one for each class: classes are filled up to one size with empty sequences."""
     by_class = [x[labels == label] for label in range(num_classes)]
     size = max(map(len, by_class))
     padded = np.stack([np.pad(part, ((0, size - len(part)), (0, 0))) for part in by_class])
     real = np.stack([np.arange(size) < len(part) for part in by_class])
-    mask = np.broadcast_to(real[..., None], padded.shape)
-    fit = jax.vmap(lambda x, mask, key: hmm.fit(x, cfg, mask, key=key))
-    return fit(jnp.asarray(padded), jnp.asarray(mask), jax.random.split(key, num_classes))
+    mask = jnp.asarray(np.broadcast_to(real[..., None], padded.shape))
+    fit = jax.vmap(lambda x, mask, params: hmm.fit(x, cfg, mask, params))
+    return fit(jnp.asarray(padded), mask, starts(key, num_classes, cfg))
+
+
+def smoothed(models: hmm.State, smoothing: float) -> hmm.State:
+    """The models with no angle impossible in any state that writes."""
+    emission = models.params.emission
+    emission = emission.at[:, :-1, :LIFTED].add(smoothing)
+    emission = emission / emission.sum(-1, keepdims=True)
+    return models._replace(params=models.params._replace(emission=emission))
+
+
+def written_moves(symbols: np.ndarray) -> np.ndarray:
+    """What comes before the pen is lifted."""
+    return symbols[: (np.append(symbols, LIFTED) == LIFTED).argmax()]
 
 
 def naive_bayes(x: np.ndarray, labels: np.ndarray, test: np.ndarray, num_classes: int) -> np.ndarray:
@@ -92,8 +115,8 @@ def naive_bayes(x: np.ndarray, labels: np.ndarray, test: np.ndarray, num_classes
     return log_p[:, np.arange(x.shape[1]), test].sum(-1).T
 
 
-def save_traces(path: Path, rows: dict[str, np.ndarray]) -> None:
-    """Rows of traces (columns, positions, 2) with their names; a dot where the pen is set down."""
+def save_traces(path: Path, rows: dict[str, list[np.ndarray]]) -> None:
+    """Rows of traces (positions, 2) with their names; a dot where the pen is set down."""
     from matplotlib.figure import Figure
 
     columns = len(next(iter(rows.values())))
@@ -125,17 +148,18 @@ def main(options: Options) -> None:
     test, train = slice(options.num_test), slice(options.num_test, None)
     num_classes = labels.max() + 1
     cfg = hmm.Config(
-        shape=x.shape[1:],
-        num_states=options.num_states,
-        num_symbols=NUM_ANGLES,
+        shape=(options.num_moves + 1,),
+        num_states=options.num_states + 1,
+        num_symbols=NUM_ANGLES + 1,
         left_to_right=True,
-        emission_prior=options.emission_prior,
         max_steps=options.num_steps,
         tolerance=-np.inf,
     )
     key = jax.random.key(options.seed)
-    models = fit_classes(key, x[train], labels[train], num_classes, cfg)
-    log_p = np.asarray(jax.vmap(lambda model: hmm.log_prob(model, jnp.asarray(x[test]), cfg))(models)).T
+    ended = np.pad(x, ((0, 0), (0, 1)), constant_values=LIFTED)
+    models = smoothed(fit_classes(key, ended[train], labels[train], num_classes, cfg), options.smoothing)
+    log_p = jax.vmap(lambda model: hmm.log_prob(model, jnp.asarray(ended[test]), cfg))(models)
+    log_p = np.asarray(log_p, np.float64).T
     log_prior = np.log(np.bincount(labels[train]) / len(labels[train]))
     right = lambda log_p: (log_p + log_prior).argmax(1) == labels[test]
     independent = naive_bayes(x[train], labels[train], x[test], num_classes)
@@ -143,19 +167,22 @@ def main(options: Options) -> None:
 
     options.results.mkdir(parents=True, exist_ok=True)
     keys = jax.random.split(jax.random.fold_in(key, 1), num_classes)
-    written = np.asarray(jax.vmap(lambda key, model: hmm.sample(key, model, 24, cfg))(keys, models))
+    longer = dataclasses.replace(cfg, shape=(4 * options.num_moves,))
+    symbols = np.asarray(jax.vmap(lambda key, model: hmm.sample(key, model, 24, longer))(keys, models))
+    written = [[trace(written_moves(row)) for row in drawn] for drawn in symbols]
     real = np.flatnonzero(labels == 2)[:12]
     save_traces(
         options.results / "twos.png",
         {
             "real": points[order][real],
             "real, 16 angles": trace(x[real]),
-            "written": trace(written[2, :12]),
-            "written ": trace(written[2, 12:]),
+            "written": written[2][:12],
+            "written ": written[2][12:],
         },
     )
-    by_digit = {f"row {row}": trace(written[:, row]) for row in range(6)}
-    save_traces(options.results / "digits.png", by_digit)
+    save_traces(
+        options.results / "digits.png", {f"row {row}": [drawn[row] for drawn in written] for row in range(6)}
+    )
     facts = {
         "data": options.strokes.name,
         "traces": {"train": len(x) - options.num_test, "test": options.num_test},
@@ -163,7 +190,7 @@ def main(options: Options) -> None:
         "moves": options.num_moves,
         "angles": NUM_ANGLES,
         "em_steps": options.num_steps,
-        "emission_prior": options.emission_prior,
+        "smoothing": options.smoothing,
         "seed": options.seed,
         "accuracy": float(right(log_p).mean()),
         "accuracy_of_naive_bayes_by_place": float(right(independent).mean()),

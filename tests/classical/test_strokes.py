@@ -34,6 +34,11 @@ def test_angles_are_those_of_the_moves():
     np.testing.assert_array_equal(strokes.angles(strokes.trace(symbols)), symbols)
 
 
+def test_writing_ends_where_the_pen_is_lifted():
+    np.testing.assert_array_equal(strokes.written_moves(np.array([3, 4, 16, 5, 16])), [3, 4])
+    np.testing.assert_array_equal(strokes.written_moves(np.array([3, 4])), [3, 4])
+
+
 def test_models_tell_curves_apart(tmp_path):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 150)
