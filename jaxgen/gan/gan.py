@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxgen import distributions
 from jaxgen.gan import adaptive, diagnostics, penalties
 from jaxgen.gan.augment import augment
+from jaxgen.gan.codes import continuous, draw_codes, labels_of, misread, with_label
 from jaxgen.gan.config import Config, check, networks, num_labels, optimizer
 from jaxgen.gan.diagnostics import warnings as warnings
 from jaxgen.gan.losses import LOSSES
@@ -51,7 +51,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     generator_key, discriminator_key, step_key = jax.random.split(key, 3)
     generator, discriminator = networks(cfg)
     label = jnp.zeros(cfg.packing, jnp.int32)
-    codes = _codes(jnp.zeros((cfg.packing, cfg.num_latents + cfg.num_continuous_codes)), label, cfg)
+    codes = with_label(jnp.zeros((cfg.packing, cfg.num_latents + cfg.num_continuous_codes)), label, cfg)
     variables = {
         "generator": generator.init(generator_key, codes, False),
         "discriminator": discriminator.init(
@@ -77,7 +77,7 @@ def discriminator_loss(
     """
     loss = LOSSES[cfg.loss]
     code_key, real_key, fake_key, flip_key, penalty_key, label_key = jax.random.split(key, 6)
-    real, label = observed(batch), _label(batch, label_key, cfg)
+    real, label = observed(batch), labels_of(batch, label_key, cfg)
     fake, z, _ = _generate(state.params["generator"], state, code_key, len(real), label, cfg)
     # The singular vectors move here and nowhere else, so that the whole step sees the same weights.
     moving, stats = ("batch_stats", "spectral"), state.stats["discriminator"]
@@ -100,11 +100,11 @@ def discriminator_loss(
     }
     if cfg.conditioning in ("auxiliary", "info"):
         labelled = (on_fake,) if cfg.conditioning == "info" else (on_fake, on_real)
-        value = value + cfg.auxiliary_weight * sum(_misread(verdict, label, z, cfg) for verdict in labelled)
+        value = value + cfg.auxiliary_weight * sum(misread(verdict, label, z, cfg) for verdict in labelled)
         if on_fake.classes is not None:
             metrics["class_accuracy"] = (labelled[-1].classes.argmax(-1) == label).mean()
         if on_fake.codes is not None:
-            metrics["code_error"] = ((on_fake.codes[0] - _continuous(z, cfg)) ** 2).mean()
+            metrics["code_error"] = ((on_fake.codes[0] - continuous(z, cfg)) ** 2).mean()
     if cfg.penalty != "none":
 
         def penalty():
@@ -130,7 +130,7 @@ def generator_loss(
     Returns the loss, and the generator's new statistics with what there is to log.
     """
     code_key, real_key, fake_key, unrolling_key, label_key = jax.random.split(key, 5)
-    real, label = observed(batch), _label(batch, label_key, cfg)
+    real, label = observed(batch), labels_of(batch, label_key, cfg)
     fake, z, stats = _generate(params, state, code_key, len(real), label, cfg)
     if cfg.unrolling:
         state = _unrolled(params, state, batch, unrolling_key, cfg)
@@ -146,7 +146,7 @@ def generator_loss(
         slope = diagnostics.generator_slope(loss, on_real.logits, on_fake.logits)
         metrics = {"generator_loss": value, "generator_slope": slope}
     if cfg.conditioning in ("auxiliary", "info"):
-        value = value + cfg.auxiliary_generator_weight * _misread(on_fake, label, z, cfg)
+        value = value + cfg.auxiliary_generator_weight * misread(on_fake, label, z, cfg)
     if cfg.orthogonal_weight:
         value = value + cfg.orthogonal_weight * penalties.orthogonal(params)
     return value, (stats, metrics)
@@ -227,22 +227,9 @@ def sample(
     return decode(state, draw_codes(code_key, n, cfg, truncation), cfg, label)
 
 
-def draw_codes(key: Array, n: int, cfg: Config, truncation: float | None = None) -> Array:
-    """n draws of z, (n, num_latents + num_continuous_codes): normal, and then even in [-1, 1]."""
-    shape = (n, cfg.num_latents)
-    if truncation is None:
-        z = jax.random.normal(key, shape)
-    else:
-        z = jax.random.truncated_normal(key, -truncation, truncation, shape)
-    if not cfg.num_continuous_codes:
-        return z
-    codes = jax.random.uniform(jax.random.fold_in(key, 1), (n, cfg.num_continuous_codes), minval=-1.0)
-    return jnp.concatenate([z, codes], -1)
-
-
 def decode(state: State, z: Array, cfg: Config, label: Array | None = None) -> Array:
     """Codes z, as of `draw_codes`, and labels (B,) to data (B, *shape), by the averaged generator."""
-    return jnp.float32(networks(cfg)[0].apply(state.ema, _codes(z, label, cfg), False))
+    return jnp.float32(networks(cfg)[0].apply(state.ema, with_label(z, label, cfg), False))
 
 
 def judge(state: State, x: Array, cfg: Config, label: Array | None = None) -> head.Verdict:
@@ -256,7 +243,7 @@ def _generate(params, state, key, n, label, cfg):
     """n samples by batch statistics, their z, and the generator's new statistics."""
     variables, z = _variables(params, state.stats["generator"]), draw_codes(key, n, cfg)
     x, stats = networks(cfg)[0].apply(
-        variables, _codes(z, label, cfg), True, mutable=["batch_stats", "spectral"]
+        variables, with_label(z, label, cfg), True, mutable=["batch_stats", "spectral"]
     )
     return jnp.float32(x), z, {**state.stats["generator"], **stats}
 
@@ -329,31 +316,5 @@ def _parts(batch, cfg):
     return jax.tree.map(split, {name: batch[name], **kept})
 
 
-def _label(batch, key, cfg):
-    if cfg.conditioning == "info":
-        return jax.random.randint(key, (len(observed(batch)),), 0, cfg.num_codes)
-    return batch["label"] if cfg.conditioning != "none" else None
-
-
-def _codes(z, label, cfg):
-    if not num_labels(cfg):
-        return z
-    return jnp.concatenate([z, jax.nn.one_hot(label, num_labels(cfg))], -1)
-
-
 def _variables(params, stats):
     return {"params": params, **stats}
-
-
-def _continuous(z, cfg):
-    return z[:, cfg.num_latents :]
-
-
-def _misread(verdict, label, z, cfg):
-    """-log q(class, codes | example) in nats: what the discriminator read off, against what is true."""
-    value = jnp.zeros(())
-    if verdict.classes is not None:
-        value += optax.softmax_cross_entropy_with_integer_labels(verdict.classes, label).mean()
-    if verdict.codes is not None:
-        value -= distributions.normal_log_prob(_continuous(z, cfg), *verdict.codes).mean()
-    return value
