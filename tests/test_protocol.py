@@ -28,6 +28,7 @@ SMALL = {
     "jaxgen.autoencoder.vq_vae": {"hidden": (32,), "num_codes": 16, "code_size": 4},
     "jaxgen.classical.gmm": {"num_components": 2, "covariance": "diagonal"},
     "jaxgen.classical.hmm": {"num_states": 2},
+    "jaxgen.diffusion.ddpm": {"network": "mlp", "hidden": (64, 64), "num_steps": 50, "sampling_steps": 10},
 }
 """Config values that make a family quick; one not named here is tested with its defaults."""
 

@@ -104,6 +104,8 @@ class Config:
     """Largest norm of a gradient; longer ones are shortened to it."""
     ema_decay: float = 0.999
     """Decay of the averaged parameters that samples are drawn from; grows to this in the first steps."""
+    sampler: Literal["ddim", "ddpm", "dpm_solver_pp"] = "ddim"
+    """How `sample` draws where it is not told."""
     sampling_steps: int = 50
     """Network calls of `sample` where it is not told."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -208,7 +210,7 @@ def sample(
     cfg: Config,
     label: Array | int | None = None,
     *,
-    sampler: Literal["ddim", "ddpm", "dpm_solver_pp"] = "ddim",
+    sampler: Literal["ddim", "ddpm", "dpm_solver_pp"] | None = None,
     steps: int | None = None,
     guidance: Array | float | None = None,
     eta: Array | float = 0.0,
@@ -225,6 +227,7 @@ def sample(
     start_key, noise_key, label_key = jax.random.split(key, 3)
     if cfg.conditional and label is None:
         label = jax.random.randint(label_key, (n,), 0, cfg.num_classes)
+    sampler = cfg.sampler if sampler is None else sampler
     steps = min(cfg.sampling_steps, cfg.num_steps) if steps is None else steps
     times = samplers.spaced(cfg.num_steps, steps)
     x = jax.random.normal(start_key, (n, *cfg.shape))
@@ -382,7 +385,7 @@ def _prior_term(gaussian, x0):
 
 
 def _log_variances(gaussian):
-    """Logarithms of beta and of the posterior variance, whose first, 0, gives way to the second; each (T,)."""
+    """Logarithms of beta and of the posterior variance, whose first, 0, gives way to the second, (T,)."""
     small = processes.posterior_tables(gaussian)[3]
     small = np.append(small[1:2] if len(small) > 1 else gaussian.betas, small[1:])
     return jnp.float32(np.log(gaussian.betas)), jnp.float32(np.log(small))

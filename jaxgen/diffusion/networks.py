@@ -36,12 +36,7 @@ class ImageUNet(nn.Module):
         cfg, (height, width, channels) = self.cfg, x.shape[1:]
         p, multiple = cfg.patch, cfg.patch * 2 ** (len(cfg.multipliers) - 1)
         x = jnp.pad(x, ((0, 0), *((0, -n % multiple) for n in (height, width)), (0, 0)))
-        rows, columns = x.shape[1] // p, x.shape[2] // p
-        x = (
-            x.reshape(-1, rows, p, columns, p, channels)
-            .swapaxes(2, 3)
-            .reshape(-1, rows, columns, p * p * channels)
-        )
+        x = to_patches(x, p)
         out = channels * self.num_outputs
         x = unet.UNet(
             p * p * out,
@@ -55,12 +50,25 @@ class ImageUNet(nn.Module):
             dropout=cfg.dropout,
             dtype=cfg.dtype,
         )(x, t, label, train)
-        x = x.reshape(-1, rows, columns, p, p, out).swapaxes(2, 3).reshape(-1, rows * p, columns * p, out)
-        return x[:, :height, :width]
+        return from_patches(x, p)[:, :height, :width]
+
+
+def to_patches(x: Array, side: int) -> Array:
+    """Squares of pixels as positions, (B, H, W, C) -> (B, H / side, W / side, side^2 C)."""
+    count, height, width, channels = x.shape
+    x = x.reshape(count, height // side, side, width // side, side, channels).swapaxes(2, 3)
+    return x.reshape(*x.shape[:3], side * side * channels)
+
+
+def from_patches(x: Array, side: int) -> Array:
+    """The inverse of `to_patches`."""
+    count, rows, columns, channels = x.shape
+    x = x.reshape(count, rows, columns, side, side, channels // side**2).swapaxes(2, 3)
+    return x.reshape(count, rows * side, columns * side, -1)
 
 
 class MLP(nn.Module):
-    """Fully connected: data (B, *shape), times (B,), optional labels (B,) -> (B, *shape) float32, 0 at first."""
+    """Fully connected: x (B, *shape), times (B,), optional labels (B,) -> (B, *shape) float32, 0 at first."""
 
     cfg: Any
     num_outputs: int = 1

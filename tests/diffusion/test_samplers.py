@@ -97,6 +97,15 @@ def test_eta_of_one_is_ddpm_to_the_same_noise():
         np.testing.assert_allclose(first, second, atol=2e-5)
 
 
+def test_a_learned_variance_lies_between_the_fixed_ones():
+    x, times, key = jnp.ones((2, 3)), samplers.spaced(1000, 9), jax.random.key(0)
+    for exponent, name in ((1.0, "fixed_large"), (0.0, "fixed_small")):
+        model = lambda x, t, exponent=exponent: (MODEL(x, t), jnp.full_like(x, exponent))
+        first = samplers.ddpm(model, x, PROCESS, times, key, variance="learned")
+        second = samplers.ddpm(MODEL, x, PROCESS, times, key, variance=name)
+        np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5)
+
+
 def test_ddpm_steps_are_the_posterior():
     """One step of the full chain from x0 known: its mean and variance are `processes.posterior`'s."""
     process = processes.gaussian(schedules.betas("linear", 3))

@@ -1,0 +1,136 @@
+"""Diffusion models: train, evaluate and picture one of them.
+
+python experiments/diffusion.py ddpm
+python experiments/diffusion.py ddpm --target v --schedule cosine
+python experiments/diffusion.py ddpm_fashion_mnist
+python experiments/diffusion.py ddpm_cifar10 --extractor inception-v3:pt_inception-2015-12-05-6726825d.pth
+"""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen import plot
+from jaxgen.diffusion import ddpm, processes, schedules
+from jaxgen.evaluation import likelihood, report, samples
+from jaxgen.experiment import Options, System, main
+from jaxgen.types import observed
+
+COLUMNS = 10
+BOUND_CALLS = 100
+
+
+def evaluate(key, state, train, test, cfg, folder, num_images, num_compared, settings):
+    """The bound on `num_images` test pictures; the Frechet distance of `num_compared` samples a setting.
+
+    forward.png: a picture drowning under every schedule, one a row. backward.png: samples, one a row, from
+    noise to the end. samplers.png: the same noise under every setting, one a row.
+    """
+    metrics = bound(key, state, test, cfg, num_images)
+    if len(cfg.shape) != 3:
+        return metrics
+    save_forward(folder / "forward.png", key, test[:1]["image"], cfg)
+    frames = ddpm.sample(
+        key, state, 6, cfg, steps=min(100, cfg.num_steps), frames=min(COLUMNS, cfg.num_steps)
+    )[1]
+    plot.save_grid(folder / "backward.png", frames.swapaxes(0, 1).reshape(-1, *cfg.shape), COLUMNS)
+    rows = []
+    for name, steps in settings:
+        draw = functools.partial(ddpm.sample, sampler=name, steps=steps)
+        rows.append(jax.jit(lambda key, state, draw=draw: draw(key, state, COLUMNS, cfg))(key, state))
+        found = samples.evaluate(
+            key, types.SimpleNamespace(sample=draw), state, train, test, cfg, num_compared
+        )
+        distances = {metric: value for metric, value in found.items() if metric.startswith("frechet")}
+        metrics |= {f"{metric}, {name} {steps}": value for metric, value in distances.items()}
+    plot.save_grid(folder / "samplers.png", np.concatenate(rows), COLUMNS)
+    return metrics
+
+
+def bound(key, state, test, cfg, num_images):
+    """The negative bound on test data in nats and bits a dimension, from BOUND_CALLS terms an example."""
+    x = observed(test[:num_images])
+    calls = min(BOUND_CALLS, cfg.num_steps)
+    compiled = jax.jit(lambda key, x: ddpm.elbo(key, state, x, cfg, num_terms=calls))
+    parts = np.array_split(x, -(-len(x) // 100))
+    nats = -np.concatenate([compiled(jax.random.fold_in(key, i), part) for i, part in enumerate(parts)])
+    metrics = {"negative_elbo": report.metric(nats.mean(), "nats", len(x))}
+    if cfg.levels:
+        bits = likelihood.bits_per_dim(nats.mean(), x[0].size)
+        metrics["elbo_bits_per_dim"] = report.metric(bits, "bits/dim", len(x))
+    return metrics
+
+
+def save_forward(path, key, image, cfg):
+    """x_t of one picture at evenly spaced times, a row for each schedule."""
+    times = np.linspace(0, cfg.num_steps - 1, COLUMNS).astype(int)
+    noise = jnp.broadcast_to(jax.random.normal(key, image.shape), (COLUMNS, *cfg.shape))
+    x = jnp.repeat(jnp.asarray(image), COLUMNS, 0)
+    rows = [
+        processes.q_sample(processes.gaussian(schedules.betas(name, cfg.num_steps)), x, times, noise)
+        for name in schedules.SCHEDULES
+    ]
+    plot.save_grid(path, jnp.concatenate(rows), COLUMNS)
+
+
+SETTINGS = tuple(("ddim", steps) for steps in (10, 20, 50, 100)) + (
+    ("dpm_solver_pp", 10),
+    ("dpm_solver_pp", 20),
+)
+HO = "Ho, Jain & Abbeel 2020, table 1 (L_simple)"
+INCEPTION = "frechet (inception-v3-6726825d)"
+
+SYSTEMS = {
+    "ddpm": System(
+        family=ddpm,
+        config=ddpm.Config(),
+        paper="Ho, Jain & Abbeel 2020",
+        options=Options(steps=3000),
+        evaluate=functools.partial(evaluate, num_images=359, num_compared=359, settings=SETTINGS),
+    ),
+    "ddpm_fashion_mnist": System(
+        family=ddpm,
+        config=ddpm.Config(patch=2, width=48, multipliers=(1, 2)),
+        paper="Ho, Jain & Abbeel 2020",
+        options=Options(
+            data="fashion_mnist",
+            steps=5000,
+            batch_size=64,
+            sample_every=1000,
+            num_samples=2000,
+        ),
+        evaluate=functools.partial(evaluate, num_images=300, num_compared=1000, settings=SETTINGS),
+    ),
+    "ddpm_cifar10": System(
+        family=ddpm,
+        config=ddpm.Config(
+            width=128,
+            multipliers=(1, 2, 2, 2),
+            num_blocks=2,
+            attention_sizes=(16,),
+            num_groups=32,
+            dropout=0.1,
+            flip=True,
+            learning_rate=2e-4,
+            warmup_steps=5000,
+            ema_decay=0.9999,
+            sampler="ddpm",
+            sampling_steps=1000,
+        ),
+        paper="Ho, Jain & Abbeel 2020",
+        options=Options(
+            data="cifar10", steps=800_000, log_every=1000, sample_every=20_000, save_every=20_000
+        ),
+        evaluate=functools.partial(evaluate, num_images=10_000, num_compared=10_000, settings=SETTINGS),
+        published={
+            ("cifar10", "elbo_bits_per_dim"): (3.75, HO),
+            ("cifar10", INCEPTION): (3.17, HO),
+        },
+    ),
+}
+
+if __name__ == "__main__":
+    main(SYSTEMS)

@@ -1,0 +1,297 @@
+"""The diffusion model with exact networks of Gaussian data, whose losses, bounds and densities are known."""
+
+import dataclasses
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgen import data
+from jaxgen.diffusion import ddpm, networks, processes
+
+
+class Exact(nn.Module):
+    """E[target | x_t] of data N(0, std^2), and v of the exact variance of a reverse step if it is learned."""
+
+    cfg: ddpm.Config
+    std: float = 1.0
+
+    def __call__(self, x, t, label=None, train=False):
+        gaussian = ddpm.process(self.cfg)
+        alpha, sigma = processes.levels(gaussian, np.arange(self.cfg.num_steps))
+        variances = (alpha * self.std) ** 2 + sigma**2
+        gain = {"eps": sigma, "x0": alpha * self.std**2, "v": alpha * sigma * (1 - self.std**2)}
+        output = jnp.float32(gain[self.cfg.target] / variances)[t][:, None] * x
+        if self.cfg.variance != "learned":
+            return output
+        large, small = (np.asarray(table, np.float64) for table in ddpm._log_variances(gaussian))
+        true = np.log(gaussian.betas * np.append(self.std**2, variances[:-1]) / variances)
+        v = 2 * (true - small) / (large - small) - 1
+        return jnp.concatenate([output, jnp.broadcast_to(jnp.float32(v)[t][:, None], x.shape)], -1)
+
+
+def exact(std=1.0, **options):
+    """A config whose network is exact, and its State."""
+    cfg = ddpm.Config(**{"shape": (2,), "levels": 0, "num_steps": 30, **options})
+    cfg = dataclasses.replace(cfg, denoiser=Exact(cfg, std))
+    return cfg, ddpm.init(jax.random.key(0), cfg)
+
+
+def normal_log_prob(x, std=1.0):
+    return jax.scipy.stats.norm.logpdf(x, 0.0, std).sum(-1)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "std", "options"),
+    [
+        (2, 1.0, {}),
+        (30, 1.0, {"target": "x0", "schedule": "cosine"}),
+        (30, 0.5, {"variance": "learned", "target": "v"}),
+    ],
+)
+def test_the_bound_of_the_exact_model_is_the_density_at_every_point(num_steps, std, options):
+    cfg, state = exact(std, num_steps=num_steps, **options)
+    points = jnp.array([[0.0, 0.0], [1.5, -0.3], [-2.0, 2.0]])
+    x = jnp.repeat(points, 4000, 0)
+    bounds = jax.jit(lambda key, x: ddpm.elbo(key, state, x, cfg))(jax.random.key(1), x).reshape(3, -1)
+    errors = np.asarray(bounds.std(1)) / math.sqrt(4000)
+    assert np.all(np.abs(bounds.mean(1) - normal_log_prob(points, std)) < 5 * errors + 2e-3)
+
+
+def test_with_a_fixed_variance_the_bound_tends_to_the_entropy():
+    x = 0.5 * jax.random.normal(jax.random.key(0), (4000, 2))
+    entropy = 2 * (0.5 * math.log(2 * math.pi * math.e) + math.log(0.5))
+    for variance in ("fixed_large", "fixed_small"):
+        gaps = []
+        for num_steps in (20, 200):
+            cfg, state = exact(0.5, num_steps=num_steps, variance=variance)
+            bound = jax.jit(functools.partial(ddpm.elbo, cfg=cfg))(jax.random.key(1), state, x)
+            gaps.append(float(-bound.mean() - entropy - (-normal_log_prob(x, 0.5).mean() - entropy)))
+        assert 0 < gaps[1] < gaps[0] / 3
+        assert gaps[1] < 0.1
+
+
+def test_terms_sum_to_the_bound_and_few_estimate_them_all():
+    cfg, state = exact(0.5)
+    x = jax.random.normal(jax.random.key(0), (3, 2))
+    terms = ddpm.vlb_terms(jax.random.key(1), state, x, cfg)
+    assert terms.shape == (31, 3)
+    np.testing.assert_allclose(ddpm.elbo(jax.random.key(1), state, x, cfg), -terms.sum(0), rtol=1e-6)
+    many = jnp.repeat(x, 20_000, 0)
+    full, few = (
+        ddpm.elbo(jax.random.key(2), state, many, cfg, num_terms=count).reshape(3, -1) for count in (None, 5)
+    )
+    errors = np.sqrt((full.var(1) + few.var(1)) / 20_000)
+    assert np.all(np.abs(full.mean(1) - few.mean(1)) < 5 * errors)
+
+
+def test_probabilities_of_the_levels_sum_to_one():
+    for levels in (2, 17, 256):
+        x = jnp.linspace(-1, 1, levels)[:, None]
+        for mean, std in ((0.0, 0.3), (0.97, 0.01), (-1.4, 0.1), (0.2, 5.0), (0.5, 1e-3)):
+            log_variance = jnp.full(x.shape, 2 * math.log(std))
+            log_prob = ddpm.discretized_normal_log_prob(x, jnp.full(x.shape, mean), log_variance, levels)
+            assert float(jnp.exp(log_prob).sum()) == pytest.approx(1.0, abs=1e-4)
+    edges = jax.scipy.stats.norm.cdf(jnp.array([0.5 + 1 / 255, 0.5 - 1 / 255]), 0.2, 0.1)
+    found = ddpm.discretized_normal_log_prob(
+        jnp.full((1, 1), 0.5), jnp.full((1, 1), 0.2), jnp.full((1, 1), 2 * math.log(0.1)), 256
+    )
+    assert float(found[0]) == pytest.approx(math.log(edges[0] - edges[1]), rel=1e-3)
+
+
+def test_the_loss_of_the_exact_network_is_the_variance_left():
+    x = 0.5 * jax.random.normal(jax.random.key(0), (100_000, 2))
+    for target in ("eps", "x0", "v"):
+        cfg, state = exact(0.5, target=target)
+        alpha, sigma = processes.levels(ddpm.process(cfg), np.arange(30))
+        left = (0.5 * sigma) ** 2 / ((0.5 * alpha) ** 2 + sigma**2)  # Var[x_0 | x_t]
+        scale = {"eps": (alpha / sigma) ** 2, "x0": 1.0, "v": (alpha / sigma) ** 2 + 1}[target]
+        value, _ = ddpm.loss(state.params, {"x": x}, jax.random.key(1), cfg)
+        assert float(value) == pytest.approx(np.mean(scale * left), rel=0.02)
+        # Weighed by min-SNR, errors of x_0 count alike whatever is predicted.
+        weighted = dataclasses.replace(cfg, min_snr=5.0)
+        value, _ = ddpm.loss(state.params, {"x": x}, jax.random.key(1), weighted)
+        wanted = np.mean(np.minimum((alpha / sigma) ** 2, 5.0) * left)
+        assert float(value) == pytest.approx(wanted, rel=0.02)
+
+
+class Scales(nn.Module):
+    """Two numbers: one times x_t is the mean, the other is v."""
+
+    @nn.compact
+    def __call__(self, x, t, label=None, train=False):
+        mean, v = (self.param(name, nn.initializers.constant(0.3), ()) for name in ("mean", "v"))
+        return jnp.concatenate([mean * x, v * jnp.ones_like(x)], -1)
+
+
+def test_the_hybrid_objective_trains_the_variance_alone_through_the_bound():
+    cfg = ddpm.Config(shape=(2,), levels=0, num_steps=20, variance="learned", denoiser=Scales())
+    params = ddpm.init(jax.random.key(0), cfg).params
+    batch = {"x": 0.5 * jax.random.normal(jax.random.key(1), (256, 2))}
+    gradients = {
+        name: jax.grad(ddpm.loss, has_aux=True)(
+            params, batch, jax.random.key(2), dataclasses.replace(cfg, objective=name)
+        )[0]
+        for name in ("simple", "hybrid", "vlb")
+    }
+    assert gradients["simple"]["v"] == 0
+    assert gradients["hybrid"]["mean"] == pytest.approx(float(gradients["simple"]["mean"]), rel=1e-5)
+    assert gradients["vlb"]["mean"] != pytest.approx(float(gradients["simple"]["mean"]), rel=0.1)
+    scaled = ddpm.HYBRID_WEIGHT * float(gradients["vlb"]["v"])
+    assert gradients["hybrid"]["v"] == pytest.approx(scaled, rel=1e-4)
+    assert scaled != 0
+
+
+@pytest.mark.parametrize("variance", ["fixed_large", "learned"])
+def test_the_trained_bound_estimates_the_reported_one(variance):
+    cfg, state = exact(0.5, variance=variance, objective="vlb")
+    x = 0.5 * jax.random.normal(jax.random.key(0), (40_000, 2))
+    estimate = ddpm.loss(state.params, {"x": x}, jax.random.key(1), cfg)[0] * 2 * math.log(2)
+    reported = -ddpm.elbo(jax.random.key(2), state, x, cfg).mean()
+    assert float(estimate) == pytest.approx(float(reported), abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options"), [("ddpm", {}), ("ddim", {}), ("ddim", {"eta": 0.7}), ("dpm_solver_pp", {})]
+)
+def test_samples_of_the_exact_model_are_the_data(sampler, options):
+    cfg, state = exact(0.5, num_steps=200, variance="learned" if sampler == "ddpm" else "fixed_large")
+    x = ddpm.sample(jax.random.key(0), state, 10_000, cfg, sampler=sampler, steps=200, **options)
+    assert float(x.mean()) == pytest.approx(0.0, abs=0.02)
+    assert float(x.std()) == pytest.approx(0.5, abs=0.02)
+
+
+class ByLabel(nn.Module):
+    """Predicts 2 for no label and the label itself for one, so long as there are two."""
+
+    def __call__(self, x, t, label, train=False):
+        return jnp.broadcast_to(jnp.float32(label)[:, None], x.shape)
+
+
+@pytest.fixture(scope="module")
+def conditional():
+    cfg = ddpm.Config(
+        shape=(2,), levels=0, num_classes=2, conditional=True, label_dropout=0.25, denoiser=ByLabel()
+    )
+    return cfg, ddpm.init(jax.random.key(0), cfg)
+
+
+def test_labels_are_withheld_as_often_as_said(conditional):
+    cfg, state = conditional
+    batch = {"x": jnp.zeros((50_000, 2)), "label": jnp.zeros(50_000, jnp.int32)}
+    value, _ = ddpm.loss(state.params, batch, jax.random.key(0), cfg)
+    assert float(value) == pytest.approx(1 + 0.25 * 2**2, abs=0.03)
+
+
+def test_guidance_is_affine_between_the_two_models(conditional):
+    cfg, state = conditional
+    x, t = jnp.zeros((3, 2)), jnp.zeros(3, jnp.int32)
+    label = jnp.array([0, 1, 1])
+
+    @jax.jit
+    def guided(scale):
+        return ddpm.predictor(state, cfg, label, scale)(x, t)[:, 0]
+
+    np.testing.assert_array_equal(guided(1.0), label)
+    np.testing.assert_array_equal(guided(0.0), 2)
+    np.testing.assert_array_equal(guided(3.0), -2 * 2 + 3 * label)
+    np.testing.assert_array_equal(ddpm.predictor(state, cfg, label)(x, t)[:, 0], label)
+    np.testing.assert_array_equal(ddpm.predictor(state, cfg)(x, t), 2)
+
+
+def test_guidance_moves_samples_with_the_label(conditional):
+    cfg, state = conditional
+    draw = lambda **options: ddpm.sample(jax.random.key(0), state, 4, cfg, steps=5, **options)
+    assert draw(label=1).shape == (4, 2)
+    np.testing.assert_allclose(draw(label=1), draw(label=jnp.ones(4, int), guidance=1.0), atol=1e-3)
+    assert float(jnp.abs(draw(label=1, guidance=2.0) - draw(label=1)).max()) > 0.1
+
+
+def test_what_does_not_go_together_is_refused():
+    cfg, state = exact()
+    draw = functools.partial(ddpm.sample, jax.random.key(0), state, 2, cfg)
+    for options in ({"guidance": 2.0}, {"label": 1}):
+        with pytest.raises(ValueError, match="cannot be guided"):
+            draw(**options)
+    with pytest.raises(ValueError, match="cannot sample in 31 steps"):
+        draw(steps=31)
+    with pytest.raises(ValueError, match="eta belongs to ddim"):
+        draw(sampler="ddpm", eta=1.0)
+    with pytest.raises(ValueError, match="no sampler"):
+        draw(sampler="heun")
+    for options, words in (
+        ({"conditional": True}, "needs labels"),
+        ({"zero_terminal_snr": True}, "predict v or x0"),
+        ({"objective": "hybrid"}, "learned variance"),
+        ({"shape": (3,)}, "use network mlp"),
+        ({"shape": (3,), "network": "mlp", "flip": True}, "only images"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ddpm.init(jax.random.key(0), ddpm.Config(**options))
+
+
+def test_patches_are_squares_of_pixels():
+    x = jnp.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
+    patches = networks.to_patches(x, 2)
+    assert patches.shape == (2, 2, 3, 12)
+    np.testing.assert_array_equal(patches[1, 1, 2], x[1, 2:4, 4:6].ravel())
+    np.testing.assert_array_equal(networks.from_patches(patches, 2), x)
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "multipliers"), [((28, 28), 1, (1, 2, 2, 2)), ((27, 31), 2, (1, 2))]
+)
+def test_a_unet_takes_any_size_and_returns_it(size, patch, multipliers):
+    cfg = ddpm.Config(
+        shape=(*size, 3), patch=patch, multipliers=multipliers, variance="learned", dtype="bfloat16"
+    )
+    state = jax.eval_shape(functools.partial(ddpm.init, cfg=cfg), jax.random.key(0))
+    out = jax.eval_shape(
+        lambda state, x: ddpm._predict(state.ema, x, jnp.zeros(2), None, cfg),
+        state,
+        jnp.zeros((2, *cfg.shape)),
+    )
+    assert [(part.shape, part.dtype) for part in out] == [((2, *cfg.shape), jnp.float32)] * 2
+
+
+def test_bfloat16_is_near_float32():
+    cfg = ddpm.Config(shape=(4,), network="mlp", hidden=(32,), levels=0)
+    params = jax.tree.map(lambda x: x + 0.1, ddpm.init(jax.random.key(0), cfg).params)
+    batch = {"x": jnp.linspace(-1, 1, 256).reshape(64, 4)}
+    wide, narrow = (
+        float(ddpm.loss(params, batch, jax.random.key(1), dataclasses.replace(cfg, dtype=dtype))[0])
+        for dtype in ("float32", "bfloat16")
+    )
+    assert narrow != wide
+    assert narrow == pytest.approx(wide, rel=0.05)
+
+
+def test_it_learns_more_of_digits_than_each_pixel_alone_tells():
+    train, test = (data.load("digits", split)[:]["image"] for split in ("train", "test"))
+    cfg = ddpm.Config(shape=train.shape[1:], network="mlp", hidden=(256, 256), num_steps=200)
+    state = ddpm.init(jax.random.key(0), cfg)
+
+    @jax.jit
+    def fit(state):
+        def step(state, key):
+            rows = jax.random.randint(key, (128,), 0, len(train))
+            return ddpm.train_step(state, {"image": jnp.asarray(train)[rows]}, cfg)
+
+        return jax.lax.scan(step, state, jax.random.split(jax.random.key(1), 600))
+
+    state, _ = fit(state)
+    found = float(ddpm.loss(state.ema, {"image": jnp.asarray(test)}, jax.random.key(2), cfg)[1]["mse"])
+    # The best prediction of the noise from each pixel's own mean and variance.
+    alpha, sigma = (level[:, None] for level in processes.levels(ddpm.process(cfg), np.arange(200)))
+    variances = train.reshape(len(train), -1).var(0)
+    left = (alpha**2 * variances / (alpha**2 * variances + sigma**2)).mean()
+    assert found < 0.8 * left
+    typical, noise = (
+        ddpm.score(state, x, cfg).mean()
+        for x in (test, jax.random.permutation(jax.random.key(3), test, axis=1))
+    )
+    assert typical > noise
