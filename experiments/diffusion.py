@@ -93,7 +93,7 @@ SYSTEMS = {
     ),
     "ddpm_fashion_mnist": System(
         family=ddpm,
-        config=ddpm.Config(patch=2, width=48, multipliers=(1, 2)),
+        config=ddpm.Config(patch=2),
         paper="Ho, Jain & Abbeel 2020",
         options=Options(
             data="fashion_mnist",

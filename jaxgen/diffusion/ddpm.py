@@ -173,7 +173,7 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Met
     t = jnp.minimum(jnp.int32(cfg.num_steps * (offset % 1.0)), cfg.num_steps - 1)
     noise = jax.random.normal(noise_key, x0.shape)
     x_t = processes.q_sample(gaussian, x0, t, noise)
-    label = _label(batch.get("label"), count, cfg)
+    label = networks.labels(batch.get("label"), count, cfg)
     if label is not None:
         dropped = jax.random.bernoulli(label_key, cfg.label_dropout, (count,))
         label = jnp.where(dropped, cfg.num_classes, label)
@@ -266,7 +266,7 @@ def predictor(
         raise ValueError("an unconditional model takes no label and cannot be guided: train with conditional")
 
     def model(x, t):
-        labels = _label(label, x.shape[0], cfg)
+        labels = networks.labels(label, x.shape[0], cfg)
         if guidance is None:
             prediction, v = _predict(state.ema, x, t, labels, cfg)
         else:
@@ -324,7 +324,7 @@ def score(state: State, x: Array, cfg: Config) -> Array:
         noise = jnp.broadcast_to(noise, x.shape)
         t = jnp.full(x.shape[0], t)
         x_t = processes.q_sample(gaussian, x, t, noise)
-        prediction, _ = _predict(state.ema, x_t, t, _label(None, x.shape[0], cfg), cfg)
+        prediction, _ = _predict(state.ema, x_t, t, networks.labels(None, x.shape[0], cfg), cfg)
         eps = processes.convert(gaussian, prediction, x_t, t, cfg.target, "eps")
         return distributions.sum_per_example((eps - noise) ** 2) / x[0].size
 
@@ -355,7 +355,7 @@ def _drawn_term(key, state, x, t, label, cfg):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, t * x.shape[0] + jnp.arange(x.shape[0]))
     noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
     x_t = processes.q_sample(gaussian, x, t, noise)
-    prediction, v = _predict(state.ema, x_t, t, _label(label, x.shape[0], cfg), cfg)
+    prediction, v = _predict(state.ema, x_t, t, networks.labels(label, x.shape[0], cfg), cfg)
     return _term(gaussian, prediction, v, x, x_t, t, cfg)
 
 
@@ -412,23 +412,13 @@ def _network(cfg):
     return networks.build(cfg, 2 if cfg.variance == "learned" else 1)
 
 
-def _label(label, n, cfg):
-    """Labels (n,), or the one that stands for none; None if unconditional."""
-    if not cfg.conditional:
-        return None
-    return jnp.broadcast_to(jnp.asarray(cfg.num_classes if label is None else label, jnp.int32), (n,))
-
-
 def _spread(row, x):
     row = jnp.asarray(row, jnp.float32)
     return row.reshape(row.shape + (1,) * (x.ndim - row.ndim))
 
 
 def _check(cfg: Config) -> None:
-    if cfg.conditional and not cfg.num_classes:
-        raise ValueError(
-            "a conditional model needs labels: this data set has none, or num_classes is not set"
-        )
+    networks.check(cfg)
     if cfg.zero_terminal_snr and cfg.target == "eps":
         raise ValueError(
             "eps says nothing of x_0 where no signal is left: with zero_terminal_snr predict v or x0"
@@ -437,7 +427,5 @@ def _check(cfg: Config) -> None:
         raise ValueError(
             "the hybrid objective trains a learned variance: set variance to learned, or use simple"
         )
-    if cfg.denoiser is None and cfg.network == "unet" and len(cfg.shape) != 3:
-        raise ValueError(f"a U-Net takes images (height, width, channels), got {cfg.shape}: use network mlp")
     if cfg.flip and len(cfg.shape) != 3:
         raise ValueError(f"only images can be mirrored, got {cfg.shape}: turn flip off")

@@ -87,3 +87,20 @@ class MLP(nn.Module):
         size = x[0].size * self.num_outputs
         h = nn.Dense(size, dtype=cfg.dtype, kernel_init=nn.initializers.zeros)(h)
         return jnp.float32(h).reshape(*shape[:-1], shape[-1] * self.num_outputs)
+
+
+def labels(label: Array | int | None, n: int, cfg: Any) -> Array | None:
+    """Labels (n,), or the one that stands for none; None for an unconditional model."""
+    if not cfg.conditional:
+        return None
+    return jnp.broadcast_to(jnp.asarray(cfg.num_classes if label is None else label, jnp.int32), (n,))
+
+
+def check(cfg: Any) -> None:
+    """Raises ValueError for a shape the network of a config cannot take, and for labels there are none of."""
+    if cfg.conditional and not cfg.num_classes:
+        raise ValueError(
+            "a conditional model needs labels: this data set has none, or num_classes is not set"
+        )
+    if cfg.denoiser is None and cfg.network == "unet" and len(cfg.shape) != 3:
+        raise ValueError(f"a U-Net takes images (height, width, channels), got {cfg.shape}: use network mlp")
