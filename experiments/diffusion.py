@@ -39,6 +39,8 @@ def evaluate(key, state, train, test, cfg, folder, num_images, num_compared, set
     plot.save_grid(folder / "backward.png", frames.swapaxes(0, 1).reshape(-1, *cfg.shape), COLUMNS)
     rows = []
     for name, steps in settings:
+        if steps > cfg.num_steps:
+            continue
         draw = functools.partial(ddpm.sample, sampler=name, steps=steps)
         rows.append(jax.jit(lambda key, state, draw=draw: draw(key, state, COLUMNS, cfg))(key, state))
         found = samples.evaluate(

@@ -29,6 +29,8 @@ SMALL = {
     "jaxgen.classical.gmm": {"num_components": 2, "covariance": "diagonal"},
     "jaxgen.classical.hmm": {"num_states": 2},
     "jaxgen.diffusion.ddpm": {"network": "mlp", "hidden": (64, 64), "num_steps": 50, "sampling_steps": 10},
+    "jaxgen.diffusion.edm": {"network": "mlp", "hidden": (64, 64)},
+    "jaxgen.diffusion.flow_matching": {"network": "mlp", "hidden": (64, 64), "sampling_steps": 10},
 }
 """Config values that make a family quick; one not named here is tested with its defaults."""
 

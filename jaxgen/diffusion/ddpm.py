@@ -364,7 +364,7 @@ def _term(gaussian, prediction, v, x0, x_t, t, cfg):
     estimate = processes.convert(gaussian, prediction, x_t, t, cfg.target, "x0")
     mean, _ = processes.posterior(gaussian, estimate, x_t, t)
     true_mean, _ = processes.posterior(gaussian, x0, x_t, t)
-    large, small = (_spread(table[t], x0) for table in _log_variances(gaussian))
+    large, small = (_spread(jnp.float32(table)[t], x0) for table in _log_variances(gaussian))
     if cfg.variance == "learned":
         exponent = 0.5 * (v + 1)
         log_variance = exponent * large + (1 - exponent) * small
@@ -388,7 +388,7 @@ def _log_variances(gaussian):
     """Logarithms of beta and of the posterior variance, whose first, 0, gives way to the second, (T,)."""
     small = processes.posterior_tables(gaussian)[3]
     small = np.append(small[1:2] if len(small) > 1 else gaussian.betas, small[1:])
-    return jnp.float32(np.log(gaussian.betas)), jnp.float32(np.log(small))
+    return np.log(gaussian.betas), np.log(small)
 
 
 def _weights(gaussian, cfg):
