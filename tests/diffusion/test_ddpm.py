@@ -64,7 +64,7 @@ def test_the_bound_of_the_exact_model_is_the_density_at_every_point(num_steps, s
 
 @pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
 def test_the_bound_exceeds_the_entropy_by_what_a_fixed_variance_costs(variance):
-    """By KL(true || fixed variance) of every step: little with beta, but the posterior's never loses its share.
+    """By KL(true || fixed variance) of each step: ever less with beta, but not with the posterior's.
 
     At the first steps the posterior variance of a linear schedule is t / (t + 1) of the true one however
     small they are.

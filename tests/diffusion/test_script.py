@@ -43,10 +43,10 @@ def test_an_evaluation_leaves_numbers_and_pictures(script, tmp_path):
         tmp_path,
         num_images=20,
         num_compared=100,
-        settings=(("ddim", 5), ("dpm_solver_pp", 5), ("ddim", 50)),
+        settings={name: script.SETTINGS[name] for name in ("ddim 10", "dpm_solver_pp 10", "ddim 50")},
     )
     names = [name for name in metrics if name.startswith("frechet")]
-    assert [name.rsplit(", ")[1] for name in names] == ["ddim 5", "dpm_solver_pp 5"]
+    assert [name.rsplit(", ")[1] for name in names] == ["ddim 10", "dpm_solver_pp 10"]
     nats, bits = (metrics[name]["value"] for name in ("negative_elbo", "elbo_bits_per_dim"))
     assert bits == pytest.approx(nats / (64 * np.log(2)))
     assert bits > 4.0  # the network is untrained: digits have 17 levels
