@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -63,7 +64,7 @@ class Config:
     width: int = 32
     """unet only: channels at full size."""
     multipliers: tuple[int, ...] = (1, 2)
-    """unet only: times width, the channels at full size, at half, and so on."""
+    """unet only: times width, the channels at full size, at half, ...; odd sizes are padded inside."""
     num_blocks: int = 1
     """unet only: residual blocks at each size on the way down, one more on the way up."""
     attention_sizes: tuple[int, ...] = ()
@@ -182,7 +183,7 @@ def sample(
     If conditional, of the `label` given, one for all or (n,), else of labels drawn uniformly. `churn` adds
     noise to Heun's steps. With `frames` also as many states on the way, (frames, n, *shape).
 
-    Raises ValueError for a label or guidance of an unconditional model.
+    Raises ValueError for a label or guidance of an unconditional model, and for churn with another sampler.
     """
     start_key, noise_key, label_key = jax.random.split(key, 3)
     if cfg.conditional and label is None:
@@ -191,12 +192,16 @@ def sample(
     levels = schedules.karras(steps, cfg.smallest_level, cfg.largest_level, cfg.exponent)
     x = levels[0] * jax.random.normal(start_key, (n, *cfg.shape))
     model = denoiser(state, cfg, label, guidance)
-    if sampler == "heun":
-        return samplers.edm_heun(model, x, levels, churn=churn, key=noise_key, frames=frames)
-    if sampler not in ("ancestral", "euler"):
+    if sampler not in ("heun", "ancestral", "euler"):
         raise ValueError(f"no sampler {sampler!r}: there are heun, ancestral, euler")
+    churned = isinstance(churn, jax.core.Tracer) or bool(np.any(churn))
+    if churned and sampler != "heun":
+        raise ValueError(f"churn belongs to heun, not to {sampler}")
+    drawn = noise_key if churned or sampler == "ancestral" else None
+    if sampler == "heun":
+        return samplers.edm_heun(model, x, levels, churn=churn, key=drawn, frames=frames)
     eta = float(sampler == "ancestral")
-    return samplers.euler_ancestral(model, x, levels, eta=eta, key=noise_key, frames=frames)
+    return samplers.euler_ancestral(model, x, levels, eta=eta, key=drawn, frames=frames)
 
 
 def denoiser(

@@ -60,7 +60,7 @@ class Config:
     width: int = 32
     """unet only: channels at full size."""
     multipliers: tuple[int, ...] = (1, 2)
-    """unet only: times width, the channels at full size, at half, and so on."""
+    """unet only: times width, the channels at full size, at half, ...; odd sizes are padded inside."""
     num_blocks: int = 1
     """unet only: residual blocks at each size on the way down, one more on the way up."""
     attention_sizes: tuple[int, ...] = ()
