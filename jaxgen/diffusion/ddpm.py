@@ -427,5 +427,7 @@ def _check(cfg: Config) -> None:
         raise ValueError(
             "the hybrid objective trains a learned variance: set variance to learned, or use simple"
         )
+    if cfg.variance == "learned" and cfg.objective == "simple":
+        raise ValueError("squared errors teach a learned variance nothing: set objective to hybrid or vlb")
     if cfg.flip and len(cfg.shape) != 3:
         raise ValueError(f"only images can be mirrored, got {cfg.shape}: turn flip off")

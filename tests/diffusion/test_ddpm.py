@@ -50,7 +50,7 @@ def normal_log_prob(x, std=1.0):
     [
         (2, 1.0, {}),
         (30, 1.0, {"target": "x0", "schedule": "cosine"}),
-        (30, 0.5, {"variance": "learned", "target": "v"}),
+        (30, 0.5, {"variance": "learned", "objective": "vlb", "target": "v"}),
     ],
 )
 def test_the_bound_of_the_exact_model_is_the_density_at_every_point(num_steps, std, options):
@@ -80,7 +80,7 @@ def test_the_bound_exceeds_the_entropy_by_what_a_fixed_variance_costs(variance):
         true = gaussian.betas * variances[:-1] / variances[1:]
         ratio = true / np.exp(ddpm._log_variances(gaussian)[variance == "fixed_small"])
         wanted = (ratio - 1 - np.log(ratio)).sum()  # of both dimensions
-        assert differences.mean() == pytest.approx(wanted, abs=5 * differences.std() / 100)
+        assert abs(differences.mean() - wanted) < 5 * differences.std() / math.sqrt(len(x))
         gaps.append(wanted)
     assert gaps[1] < (0.02 if variance == "fixed_large" else gaps[0])
 
@@ -143,7 +143,9 @@ class Scales(nn.Module):
 
 
 def test_the_hybrid_objective_trains_the_variance_alone_through_the_bound():
-    cfg = ddpm.Config(shape=(2,), levels=0, num_steps=20, variance="learned", denoiser=Scales())
+    cfg = ddpm.Config(
+        shape=(2,), levels=0, num_steps=20, variance="learned", objective="hybrid", denoiser=Scales()
+    )
     params = ddpm.init(jax.random.key(0), cfg).params
     batch = {"x": 0.5 * jax.random.normal(jax.random.key(1), (256, 2))}
     gradients = {
@@ -173,7 +175,8 @@ def test_the_trained_bound_estimates_the_reported_one(variance):
     ("sampler", "options"), [("ddpm", {}), ("ddim", {}), ("ddim", {"eta": 0.7}), ("dpm_solver_pp", {})]
 )
 def test_samples_of_the_exact_model_are_the_data(sampler, options):
-    cfg, state = exact(0.5, num_steps=200, variance="learned" if sampler == "ddpm" else "fixed_large")
+    learned = {"variance": "learned", "objective": "vlb"} if sampler == "ddpm" else {}
+    cfg, state = exact(0.5, num_steps=200, **learned)
     x = ddpm.sample(jax.random.key(0), state, 10_000, cfg, sampler=sampler, steps=200, **options)
     assert float(x.mean()) == pytest.approx(0.0, abs=0.02)
     assert float(x.std()) == pytest.approx(0.5, abs=0.02)
@@ -240,7 +243,8 @@ def test_what_does_not_go_together_is_refused():
     for options, words in (
         ({"conditional": True}, "needs labels"),
         ({"zero_terminal_snr": True}, "predict v or x0"),
-        ({"objective": "hybrid"}, "learned variance"),
+        ({"objective": "hybrid"}, "trains a learned variance"),
+        ({"variance": "learned"}, "objective to hybrid or vlb"),
         ({"shape": (3,)}, "use network mlp"),
         ({"shape": (3,), "network": "mlp", "flip": True}, "only images"),
     ):
@@ -261,7 +265,12 @@ def test_patches_are_squares_of_pixels():
 )
 def test_a_unet_takes_any_size_and_returns_it(size, patch, multipliers):
     cfg = ddpm.Config(
-        shape=(*size, 3), patch=patch, multipliers=multipliers, variance="learned", dtype="bfloat16"
+        shape=(*size, 3),
+        patch=patch,
+        multipliers=multipliers,
+        variance="learned",
+        objective="vlb",
+        dtype="bfloat16",
     )
     state = jax.eval_shape(functools.partial(ddpm.init, cfg=cfg), jax.random.key(0))
     out = jax.eval_shape(
@@ -305,5 +314,5 @@ def test_it_learns_more_of_digits_than_each_pixel_alone_tells():
     alpha, sigma = (level[:, None] for level in processes.levels(gaussian, np.arange(200)))
     variances = np.asarray(train).reshape(len(train), -1).var(0)
     left = (sigma**2 * variances / (alpha**2 * variances + sigma**2)).mean()
-    assert found < 0.9 * left
+    assert found < 0.95 * left
     assert typical > shuffled

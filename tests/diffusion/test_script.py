@@ -30,6 +30,7 @@ def test_the_network_for_cifar10_is_that_of_the_paper(script):
     assert script.SYSTEMS["ddpm_cifar10"].published["cifar10", script.INCEPTION][0] == 3.17
 
 
+@pytest.mark.slow
 def test_an_evaluation_leaves_numbers_and_pictures(script, tmp_path):
     train, test = data.load("digits"), data.load("digits", "test")
     cfg = experiment.shape_to(train, ddpm.Config(network="mlp", hidden=(8,), num_steps=20))
@@ -43,10 +44,10 @@ def test_an_evaluation_leaves_numbers_and_pictures(script, tmp_path):
         tmp_path,
         num_images=20,
         num_compared=100,
-        settings={name: script.SETTINGS[name] for name in ("ddim 10", "dpm_solver_pp 10", "ddim 50")},
+        settings={name: script.SETTINGS[name] for name in ("dpm_solver_pp 10", "ddim 50")},
     )
     names = [name for name in metrics if name.startswith("frechet")]
-    assert [name.rsplit(", ")[1] for name in names] == ["ddim 10", "dpm_solver_pp 10"]
+    assert [name.rsplit(", ")[1] for name in names] == ["dpm_solver_pp 10"]
     nats, bits = (metrics[name]["value"] for name in ("negative_elbo", "elbo_bits_per_dim"))
     assert bits == pytest.approx(nats / (64 * np.log(2)))
     assert bits > 4.0  # the network is untrained: digits have 17 levels

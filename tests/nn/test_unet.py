@@ -43,13 +43,14 @@ def test_attention_is_the_definition():
 
 def test_self_attention_starts_as_the_identity_and_knows_no_order():
     layer = attention.SelfAttention(num_heads=2, num_groups=4)
+    apply = jax.jit(layer.apply)
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
     variables = layer.init(jax.random.key(1), x)
-    np.testing.assert_array_equal(layer.apply(variables, x), x)
+    np.testing.assert_array_equal(apply(variables, x), x)
     variables = perturbed(variables, 2)
     order = jax.random.permutation(jax.random.key(3), 16)
     permuted = x.reshape(2, 16, 8)[:, order].reshape(x.shape)
-    there, back = layer.apply(variables, x), layer.apply(variables, permuted)
+    there, back = apply(variables, x), apply(variables, permuted)
     np.testing.assert_allclose(there.reshape(2, 16, 8)[:, order], back.reshape(2, 16, 8), atol=1e-5)
     assert float(jnp.abs(there - x).max()) > 0.1
     with pytest.raises(ValueError, match="3 heads do not divide 8"):
@@ -69,11 +70,11 @@ def small():
     shapes = jax.eval_shape(net.init, jax.random.key(1), x, t, label)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
     apply = jax.jit(lambda variables, *inputs: net.apply(variables, *inputs))
-    return net, perturbed(zeros, 2), apply, x, t, label
+    return perturbed(zeros, 2), apply, x, t, label
 
 
 def test_the_output_heeds_image_time_and_label(small):
-    _, variables, apply, x, t, label = small
+    variables, apply, x, t, label = small
     out = apply(variables, x, t, label)
     assert out.shape == x.shape
     for inputs in ((x.at[0, 0, 0].add(1.0), t, label), (x, t + 1, label), (x, t, label[::-1])):
@@ -84,13 +85,15 @@ def test_the_output_heeds_image_time_and_label(small):
     np.testing.assert_allclose(swapped[::-1], out, atol=1e-5)
 
 
-def test_dropout_and_dtype(small):
-    net, variables, apply, x, t, label = small
-    drop = jax.jit(lambda key: net.apply(variables, x, t, label, train=True, rngs={"dropout": key}))
+def test_dropout_and_dtype():
+    net = UNet(1, width=4, multipliers=(1,), num_groups=2, dropout=0.5)
+    x, t = jax.random.normal(jax.random.key(0), (2, 4, 4, 1)), jnp.array([3, 700])
+    shapes = jax.eval_shape(net.init, jax.random.key(1), x, t)
+    variables = perturbed(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes), 2)
+    drop = jax.jit(lambda key: net.apply(variables, x, t, train=True, rngs={"dropout": key}))
     first, second = (drop(jax.random.key(seed)) for seed in (0, 1))
     assert float(jnp.abs(first - second).max()) > 1e-3
-    out = apply(variables, x, t, label)
-    half = jax.jit(net.clone(dtype="bfloat16").apply)(variables, x, t, label)
+    out, half = (jax.jit(net.clone(dtype=dtype).apply)(variables, x, t) for dtype in (None, "bfloat16"))
     assert half.dtype == jnp.float32
     assert 0 < float(jnp.abs(half - out).mean()) < 0.1 * float(jnp.abs(out).mean())
 
