@@ -79,6 +79,6 @@ def between(
     """
     both = jnp.concatenate([first, second])
     noise = samplers.ddim_inversion(model, both, process, timesteps, target=target, iterations=iterations)
-    flat = [end.reshape(len(first), -1) for end in jnp.split(noise, 2)]
-    x = interpolate.path(*flat, num, interpolate.slerp).reshape(-1, *first.shape[1:])
+    start, end = noise.reshape(2, len(first), -1)
+    x = interpolate.path(start, end, num, interpolate.slerp).reshape(-1, *first.shape[1:])
     return samplers.ddim(model, x, process, timesteps, target=target).reshape(num, *first.shape)

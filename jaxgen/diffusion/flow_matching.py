@@ -280,5 +280,5 @@ def log_prob(
 def _predict(params, x, t, label, cfg, dropout_key=None):
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     inputs = x, 1000 * t, label, dropout_key is not None
-    output = networks.build(cfg).apply({"params": params}, *inputs, rngs=rngs)
+    output: Any = networks.build(cfg).apply({"params": params}, *inputs, rngs=rngs)
     return output.astype(jnp.promote_types(output.dtype, jnp.float32))

@@ -89,7 +89,7 @@ class MLP(nn.Module):
         return jnp.float32(h).reshape(*shape[:-1], shape[-1] * self.num_outputs)
 
 
-def labels(label: Array | int | None, n: int, cfg: Any) -> Array | None:
+def labels(label: Array | int | None, n: int, cfg: Any) -> Any:
     """Labels (n,), or the one that stands for none; None for an unconditional model."""
     if not cfg.conditional:
         return None

@@ -45,7 +45,8 @@ def solve(
 
     def step(x, ends):
         start, end = ends
-        h, slopes = end - start, []
+        h = end - start
+        slopes: list[Any] = []
         for node in nodes:
             there = move(x, slopes[-1:], [node * h]) if slopes else x
             slopes.append(velocity(there, start + node * h))

@@ -77,8 +77,7 @@ def ddpm(
     ratio = alpha / alpha_next
     beta = (sigma - ratio * sigma_next) * (sigma + ratio * sigma_next)
     small = beta * (sigma_next / sigma) ** 2
-    # Noise of the last step is left out; its posterior variance is 0, so only the logarithm needs a floor.
-    large = xp.where(sigma_next > 0, beta, 0.0)
+    large = xp.where(sigma_next > 0, beta, 0.0)  # the last step is its mean
     rows = {
         "t": times,
         "alpha": alpha,
@@ -120,10 +119,11 @@ def ddim(
 ) -> Any:
     """Denoising diffusion implicit models (Song, Meng & Ermon 2021), x_0 (B, ...).
 
-        x_s = alpha_s x_0 + sqrt(sigma_s^2 - d^2) eps + d z,    d = eta sigma_s / sigma_t sqrt(1 - beta_ts)
+        x_s = alpha_s x_0 + sqrt(sigma_s^2 - d^2) eps + d z,
+        d = eta sigma_s / sigma_t sqrt(1 - alpha_t^2 / alpha_s^2).
 
-    with 1 - beta_ts = 1 - alpha_t^2 / alpha_s^2. eta = 0 is deterministic, and first order in the step; eta
-    = 1 is `ddpm` with "fixed_small", to the same noise. After clipping eps is what the clipped x_0 leaves.
+    eta = 0 is deterministic, and first order in the step; eta = 1 is `ddpm` with "fixed_small", to the same
+    noise. After clipping eps is what the clipped x_0 leaves.
 
     Raises ValueError for eta != 0 without a key, and for an eta whose noise would exceed sigma_s.
     """

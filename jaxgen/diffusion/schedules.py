@@ -43,8 +43,8 @@ def quadratic(num_steps: int, first: float | None = None, last: float | None = N
 
     Called "scaled linear" elsewhere; Rombach et al. 2022 take 0.00085 to 0.012.
     """
-    ends = last or 20 / num_steps, first or 0.1 / num_steps
-    return np.linspace(*np.sqrt(ends), num_steps)[::-1] ** 2
+    start, end = np.sqrt(last or 20 / num_steps), np.sqrt(first or 0.1 / num_steps)
+    return np.linspace(start, end, num_steps)[::-1] ** 2
 
 
 def cosine(num_steps: int, offset: float = 0.008) -> np.ndarray:
@@ -93,8 +93,7 @@ def karras(
 
     (num_steps,) float64, decreasing; the 0 that comes after is not among them.
     """
-    ends = largest ** (1 / exponent), smallest ** (1 / exponent)
-    return np.linspace(*ends, num_steps) ** exponent
+    return np.linspace(largest ** (1 / exponent), smallest ** (1 / exponent), num_steps) ** exponent
 
 
 def _from_alpha_bar(curve, num_steps):
