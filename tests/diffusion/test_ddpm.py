@@ -293,6 +293,7 @@ def test_bfloat16_is_near_float32():
     assert narrow == pytest.approx(wide, rel=0.05)
 
 
+@pytest.mark.slow
 def test_it_learns_more_of_digits_than_each_pixel_alone_tells():
     train, test = (jnp.asarray(data.load("digits", split)[:]["image"]) for split in ("train", "test"))
     cfg = ddpm.Config(shape=train.shape[1:], network="mlp", hidden=(256, 256), num_steps=200, target="x0")

@@ -47,6 +47,7 @@ def test_samples_of_the_exact_model_are_the_data(state, options):
     assert float(x.std()) == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.slow
 def test_it_learns_two_points_and_samples_them():
     cfg = dataclasses.replace(CFG, shape=(1,), data_std=1.0)
     x = jnp.where(jnp.arange(256) % 4 == 0, -1.0, 1.0)[:, None]

@@ -85,6 +85,7 @@ def test_the_output_heeds_image_time_and_label(small):
     np.testing.assert_allclose(swapped[::-1], out, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_and_dtype():
     net = UNet(1, width=4, multipliers=(1,), num_groups=2, dropout=0.5)
     x, t = jax.random.normal(jax.random.key(0), (2, 4, 4, 1)), jnp.array([3, 700])
