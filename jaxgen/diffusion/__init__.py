@@ -1,0 +1,1 @@
+"""Diffusion and flow matching: models that turn noise into data a little at a time."""

@@ -1,0 +1,319 @@
+"""The diffusion model with exact networks of Gaussian data, whose losses, bounds and densities are known."""
+
+import dataclasses
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgen import data
+from jaxgen.diffusion import ddpm, networks, processes
+
+
+class Exact(nn.Module):
+    """E[target | x_t] of data N(0, std^2), and v of the exact variance of a reverse step if it is learned."""
+
+    cfg: ddpm.Config
+    std: float = 1.0
+
+    def __call__(self, x, t, label=None, train=False):
+        gaussian = ddpm.process(self.cfg)
+        alpha, sigma = processes.levels(gaussian, np.arange(self.cfg.num_steps))
+        variances = (alpha * self.std) ** 2 + sigma**2
+        gain = {"eps": sigma, "x0": alpha * self.std**2, "v": alpha * sigma * (1 - self.std**2)}
+        output = jnp.float32(gain[self.cfg.target] / variances)[t][:, None] * x
+        if self.cfg.variance != "learned":
+            return output
+        large, small = ddpm._log_variances(gaussian)
+        true = np.log(gaussian.betas * np.append(self.std**2, variances[:-1]) / variances)
+        v = 2 * (true - small) / (large - small) - 1
+        return jnp.concatenate([output, jnp.broadcast_to(jnp.float32(v)[t][:, None], x.shape)], -1)
+
+
+def exact(std=1.0, **options):
+    """A config whose network is exact, and its State."""
+    cfg = ddpm.Config(**{"shape": (2,), "levels": 0, "num_steps": 30, **options})
+    cfg = dataclasses.replace(cfg, denoiser=Exact(cfg, std))
+    return cfg, ddpm.init(jax.random.key(0), cfg)
+
+
+def normal_log_prob(x, std=1.0):
+    return jax.scipy.stats.norm.logpdf(x, 0.0, std).sum(-1)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "std", "options"),
+    [
+        (2, 1.0, {}),
+        (30, 1.0, {"target": "x0", "schedule": "cosine"}),
+        (30, 0.5, {"variance": "learned", "objective": "vlb", "target": "v"}),
+    ],
+)
+def test_the_bound_of_the_exact_model_is_the_density_at_every_point(num_steps, std, options):
+    cfg, state = exact(std, num_steps=num_steps, **options)
+    points = jnp.array([[0.0, 0.0], [1.5, -0.3], [-2.0, 2.0]])
+    x = jnp.repeat(points, 4000, 0)
+    bounds = jax.jit(lambda key, x: ddpm.elbo(key, state, x, cfg))(jax.random.key(1), x).reshape(3, -1)
+    errors = np.asarray(bounds.std(1)) / math.sqrt(4000)
+    assert np.all(np.abs(bounds.mean(1) - normal_log_prob(points, std)) < 5 * errors + 2e-3)
+
+
+@pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
+def test_the_bound_exceeds_the_entropy_by_what_a_fixed_variance_costs(variance):
+    """By KL(true || fixed variance) of each step: ever less with beta, but not with the posterior's.
+
+    At the first steps the posterior variance of a linear schedule is t / (t + 1) of the true one however
+    small they are.
+    """
+    x = 0.5 * jax.random.normal(jax.random.key(0), (10_000, 2))
+    gaps = []
+    for num_steps in (20, 200):
+        cfg, state = exact(0.5, num_steps=num_steps, variance=variance)
+        bound = jax.jit(functools.partial(ddpm.elbo, cfg=cfg))(jax.random.key(1), state, x)
+        differences = np.asarray(normal_log_prob(x, 0.5) - bound)
+        gaussian = ddpm.process(cfg)
+        variances = np.append(0.25, 0.25 * gaussian.alpha_bar + 1 - gaussian.alpha_bar)
+        true = gaussian.betas * variances[:-1] / variances[1:]
+        ratio = true / np.exp(ddpm._log_variances(gaussian)[variance == "fixed_small"])
+        wanted = (ratio - 1 - np.log(ratio)).sum()  # of both dimensions
+        assert abs(differences.mean() - wanted) < 5 * differences.std() / math.sqrt(len(x))
+        gaps.append(wanted)
+    assert gaps[1] < (0.02 if variance == "fixed_large" else gaps[0])
+
+
+def test_terms_sum_to_the_bound_and_few_estimate_them_all():
+    cfg, state = exact(0.5)
+    x = jnp.repeat(jax.random.normal(jax.random.key(0), (3, 2)), 20_000, 0)
+
+    @jax.jit
+    def bounds(x):
+        key = jax.random.key(1)
+        terms = ddpm.vlb_terms(key, state, x, cfg)
+        return terms, ddpm.elbo(key, state, x, cfg), ddpm.elbo(key, state, x, cfg, num_terms=5)
+
+    terms, full, few = bounds(x)
+    assert terms.shape == (31, 60_000)
+    np.testing.assert_allclose(full, -terms.sum(0), rtol=1e-4, atol=1e-4)
+    full, few = full.reshape(3, -1), few.reshape(3, -1)
+    errors = np.sqrt((full.var(1) + few.var(1)) / 20_000)
+    assert np.all(np.abs(full.mean(1) - few.mean(1)) < 5 * errors)
+
+
+def test_probabilities_of_the_levels_sum_to_one():
+    settings = jnp.array([(0.0, 0.3), (0.97, 0.01), (-1.4, 0.1), (0.2, 5.0), (0.5, 1e-3)])
+    log_prob = jax.jit(ddpm.discretized_normal_log_prob, static_argnums=3)
+    for levels in (2, 256):
+        x = jnp.tile(jnp.linspace(-1, 1, levels), len(settings))[:, None]
+        mean, std = (column.repeat(levels)[:, None] for column in settings.T)
+        found = log_prob(x, mean, 2 * jnp.log(std), levels)
+        np.testing.assert_allclose(jnp.exp(found).reshape(-1, levels).sum(1), 1.0, atol=1e-4)
+    # A level inside, by the difference of two values of the distribution function.
+    high, low = jax.scipy.stats.norm.cdf(jnp.array([0.2 + 1 / 255, 0.2 - 1 / 255]), 0.15, 0.1)
+    found = log_prob(*(jnp.full((1, 1), value) for value in (0.2, 0.15, 2 * math.log(0.1))), 256)
+    assert float(found[0]) == pytest.approx(math.log(high - low), rel=1e-3)
+
+
+def test_the_loss_of_the_exact_network_is_the_variance_left():
+    x = 0.5 * jax.random.normal(jax.random.key(0), (100_000, 2))
+    for target in ("eps", "x0", "v"):
+        cfg, state = exact(0.5, target=target)
+        alpha, sigma = processes.levels(ddpm.process(cfg), np.arange(30))
+        left = (0.5 * sigma) ** 2 / ((0.5 * alpha) ** 2 + sigma**2)  # Var[x_0 | x_t]
+        scale = {"eps": (alpha / sigma) ** 2, "x0": 1.0, "v": (alpha / sigma) ** 2 + 1}[target]
+        value, _ = ddpm.loss(state.params, {"x": x}, jax.random.key(1), cfg)
+        assert float(value) == pytest.approx(np.mean(scale * left), rel=0.02)
+        # Weighed by min-SNR, errors of x_0 count alike whatever is predicted.
+        weighted = dataclasses.replace(cfg, min_snr=5.0)
+        value, _ = ddpm.loss(state.params, {"x": x}, jax.random.key(1), weighted)
+        wanted = np.mean(np.minimum((alpha / sigma) ** 2, 5.0) * left)
+        assert float(value) == pytest.approx(wanted, rel=0.02)
+
+
+class Scales(nn.Module):
+    """Two numbers: one times x_t is the mean, the other is v."""
+
+    @nn.compact
+    def __call__(self, x, t, label=None, train=False):
+        mean, v = (self.param(name, nn.initializers.constant(0.3), ()) for name in ("mean", "v"))
+        return jnp.concatenate([mean * x, v * jnp.ones_like(x)], -1)
+
+
+def test_the_hybrid_objective_trains_the_variance_alone_through_the_bound():
+    cfg = ddpm.Config(
+        shape=(2,), levels=0, num_steps=20, variance="learned", objective="hybrid", denoiser=Scales()
+    )
+    params = ddpm.init(jax.random.key(0), cfg).params
+    batch = {"x": 0.5 * jax.random.normal(jax.random.key(1), (256, 2))}
+    gradients = {
+        name: jax.grad(ddpm.loss, has_aux=True)(
+            params, batch, jax.random.key(2), dataclasses.replace(cfg, objective=name)
+        )[0]
+        for name in ("simple", "hybrid", "vlb")
+    }
+    assert gradients["simple"]["v"] == 0
+    assert gradients["hybrid"]["mean"] == pytest.approx(float(gradients["simple"]["mean"]), rel=1e-5)
+    assert gradients["vlb"]["mean"] != pytest.approx(float(gradients["simple"]["mean"]), rel=0.1)
+    scaled = ddpm.HYBRID_WEIGHT * float(gradients["vlb"]["v"])
+    assert gradients["hybrid"]["v"] == pytest.approx(scaled, rel=1e-4)
+    assert scaled != 0
+
+
+@pytest.mark.parametrize("variance", ["fixed_large", "learned"])
+def test_the_trained_bound_estimates_the_reported_one(variance):
+    cfg, state = exact(0.5, variance=variance, objective="vlb")
+    x = 0.5 * jax.random.normal(jax.random.key(0), (40_000, 2))
+    estimate = ddpm.loss(state.params, {"x": x}, jax.random.key(1), cfg)[0] * 2 * math.log(2)
+    reported = -ddpm.elbo(jax.random.key(2), state, x, cfg).mean()
+    assert float(estimate) == pytest.approx(float(reported), abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options"), [("ddpm", {}), ("ddim", {}), ("ddim", {"eta": 0.7}), ("dpm_solver_pp", {})]
+)
+def test_samples_of_the_exact_model_are_the_data(sampler, options):
+    learned = {"variance": "learned", "objective": "vlb"} if sampler == "ddpm" else {}
+    cfg, state = exact(0.5, num_steps=200, **learned)
+    x = ddpm.sample(jax.random.key(0), state, 10_000, cfg, sampler=sampler, steps=200, **options)
+    assert float(x.mean()) == pytest.approx(0.0, abs=0.02)
+    assert float(x.std()) == pytest.approx(0.5, abs=0.02)
+
+
+class ByLabel(nn.Module):
+    """Predicts 2 for no label and the label itself for one, so long as there are two."""
+
+    def __call__(self, x, t, label, train=False):
+        return jnp.broadcast_to(jnp.float32(label)[:, None], x.shape)
+
+
+@pytest.fixture(scope="module")
+def conditional():
+    cfg = ddpm.Config(
+        shape=(2,), levels=0, num_classes=2, conditional=True, label_dropout=0.25, denoiser=ByLabel()
+    )
+    return cfg, ddpm.init(jax.random.key(0), cfg)
+
+
+def test_labels_are_withheld_as_often_as_said(conditional):
+    cfg, state = conditional
+    batch = {"x": jnp.zeros((50_000, 2)), "label": jnp.zeros(50_000, jnp.int32)}
+    value, _ = ddpm.loss(state.params, batch, jax.random.key(0), cfg)
+    assert float(value) == pytest.approx(1 + 0.25 * 2**2, abs=0.03)
+
+
+def test_guidance_is_affine_between_the_two_models(conditional):
+    cfg, state = conditional
+    x, t = jnp.zeros((3, 2)), jnp.zeros(3, jnp.int32)
+    label = jnp.array([0, 1, 1])
+
+    @jax.jit
+    def guided(scale):
+        return ddpm.predictor(state, cfg, label, scale)(x, t)[:, 0]
+
+    np.testing.assert_array_equal(guided(1.0), label)
+    np.testing.assert_array_equal(guided(0.0), 2)
+    np.testing.assert_array_equal(guided(3.0), -2 * 2 + 3 * label)
+    np.testing.assert_array_equal(ddpm.predictor(state, cfg, label)(x, t)[:, 0], label)
+    np.testing.assert_array_equal(ddpm.predictor(state, cfg)(x, t), 2)
+
+
+def test_guidance_moves_samples_with_the_label(conditional):
+    cfg, state = conditional
+    draw = lambda **options: ddpm.sample(jax.random.key(0), state, 4, cfg, steps=5, **options)
+    assert draw(label=1).shape == (4, 2)
+    np.testing.assert_allclose(draw(label=1), draw(label=jnp.ones(4, int), guidance=1.0), atol=1e-3)
+    assert float(jnp.abs(draw(label=1, guidance=2.0) - draw(label=1)).max()) > 0.1
+
+
+def test_what_does_not_go_together_is_refused():
+    cfg, state = exact()
+    draw = functools.partial(ddpm.sample, jax.random.key(0), state, 2, cfg)
+    for options in ({"guidance": 2.0}, {"label": 1}):
+        with pytest.raises(ValueError, match="cannot be guided"):
+            draw(**options)
+    with pytest.raises(ValueError, match="cannot sample in 31 steps"):
+        draw(steps=31)
+    with pytest.raises(ValueError, match="eta belongs to ddim"):
+        draw(sampler="ddpm", eta=1.0)
+    with pytest.raises(ValueError, match="no sampler"):
+        draw(sampler="heun")
+    for options, words in (
+        ({"conditional": True}, "needs labels"),
+        ({"zero_terminal_snr": True}, "predict v or x0"),
+        ({"objective": "hybrid"}, "trains a learned variance"),
+        ({"variance": "learned"}, "objective to hybrid or vlb"),
+        ({"shape": (3,)}, "use network mlp"),
+        ({"shape": (3,), "network": "mlp", "flip": True}, "only images"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ddpm.init(jax.random.key(0), ddpm.Config(**options))
+
+
+def test_patches_are_squares_of_pixels():
+    x = jnp.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
+    patches = networks.to_patches(x, 2)
+    assert patches.shape == (2, 2, 3, 12)
+    np.testing.assert_array_equal(patches[1, 1, 2], x[1, 2:4, 4:6].ravel())
+    np.testing.assert_array_equal(networks.from_patches(patches, 2), x)
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "multipliers"), [((28, 28), 1, (1, 2, 2, 2)), ((27, 31), 2, (1, 2))]
+)
+def test_a_unet_takes_any_size_and_returns_it(size, patch, multipliers):
+    cfg = ddpm.Config(
+        shape=(*size, 3),
+        patch=patch,
+        multipliers=multipliers,
+        variance="learned",
+        objective="vlb",
+        dtype="bfloat16",
+    )
+    state = jax.eval_shape(functools.partial(ddpm.init, cfg=cfg), jax.random.key(0))
+    out = jax.eval_shape(
+        lambda state, x: ddpm._predict(state.ema, x, jnp.zeros(2), None, cfg),
+        state,
+        jnp.zeros((2, *cfg.shape)),
+    )
+    assert [(part.shape, part.dtype) for part in out] == [((2, *cfg.shape), jnp.float32)] * 2
+
+
+def test_bfloat16_is_near_float32():
+    cfg = ddpm.Config(shape=(4,), network="mlp", hidden=(32,), levels=0)
+    params = jax.tree.map(lambda x: x + 0.1, ddpm.init(jax.random.key(0), cfg).params)
+    batch = {"x": jnp.linspace(-1, 1, 256).reshape(64, 4)}
+    loss = jax.jit(lambda params, cfg: ddpm.loss(params, batch, jax.random.key(1), cfg)[0], static_argnums=1)
+    wide, narrow = (
+        float(loss(params, dataclasses.replace(cfg, dtype=dtype))) for dtype in ("float32", "bfloat16")
+    )
+    assert narrow != wide
+    assert narrow == pytest.approx(wide, rel=0.05)
+
+
+@pytest.mark.slow
+def test_it_learns_more_of_digits_than_each_pixel_alone_tells():
+    train, test = (jnp.asarray(data.load("digits", split)[:]["image"]) for split in ("train", "test"))
+    cfg = ddpm.Config(shape=train.shape[1:], network="mlp", hidden=(256, 256), num_steps=200, target="x0")
+    gaussian = ddpm.process(cfg)
+
+    @jax.jit
+    def fit(state):
+        def step(state, key):
+            rows = jax.random.randint(key, (128,), 0, len(train))
+            return ddpm.train_step(state, {"image": train[rows]}, cfg)
+
+        state, _ = jax.lax.scan(step, state, jax.random.split(jax.random.key(1), 600))
+        shuffled = test[:, jax.random.permutation(jax.random.key(3), 8)]
+        scores = [ddpm.score(state, x, cfg).mean() for x in (test, shuffled)]
+        return ddpm.loss(state.ema, {"image": test}, jax.random.key(2), cfg)[0], scores
+
+    found, (typical, shuffled) = fit(ddpm.init(jax.random.key(0), cfg))
+    # The best prediction of each pixel from its own mean and variance.
+    alpha, sigma = (level[:, None] for level in processes.levels(gaussian, np.arange(200)))
+    variances = np.asarray(train).reshape(len(train), -1).var(0)
+    left = (sigma**2 * variances / (alpha**2 * variances + sigma**2)).mean()
+    assert found < 0.95 * left
+    assert typical > shuffled

@@ -1,0 +1,93 @@
+"""EDM where the network's zero at the start is exact: Gaussian data of the standard deviation it is told."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgen.diffusion import edm
+
+CFG = edm.Config(shape=(2,), network="mlp", hidden=(64, 64), data_std=0.5)
+
+
+@pytest.fixture(scope="module")
+def state():
+    return edm.init(jax.random.key(0), CFG)
+
+
+def test_preconditioners_keep_unit_variances():
+    level = jnp.geomspace(0.002, 80.0, 20)
+    skip, out, into, noise = edm.preconditioners(level, CFG)
+    np.testing.assert_allclose(into**2 * (level**2 + 0.25), 1.0, rtol=1e-5)
+    # The target (y - c_skip x) / c_out of y of variance 1/4 and x = y + level n.
+    np.testing.assert_allclose(((1 - skip) ** 2 * 0.25 + skip**2 * level**2) / out**2, 1.0, rtol=1e-4)
+    np.testing.assert_allclose(jnp.exp(4 * noise), level, rtol=1e-5)
+
+
+def test_every_level_counts_alike_at_first(state):
+    y = 0.5 * jax.random.normal(jax.random.key(1), (100_000, 2))
+    for options in ({}, {"log_level_mean": 2.0}, {"log_level_mean": -3.0, "log_level_std": 0.1}):
+        value, metrics = edm.loss(
+            state.params, {"x": y}, jax.random.key(2), dataclasses.replace(CFG, **options)
+        )
+        assert float(value) == pytest.approx(1.0, abs=0.02)
+    assert float(metrics["mse"]) == pytest.approx(np.exp(-6), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"churn": 10.0}, {"sampler": "ancestral", "steps": 250}, {"sampler": "euler", "steps": 80}],
+)
+def test_samples_of_the_exact_model_are_the_data(state, options):
+    x = edm.sample(jax.random.key(3), state, 20_000, CFG, **{"steps": 40, **options})
+    assert float(x.mean()) == pytest.approx(0.0, abs=0.02)
+    assert float(x.std()) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.slow
+def test_it_learns_two_points_and_samples_them():
+    cfg = dataclasses.replace(CFG, shape=(1,), data_std=1.0)
+    x = jnp.where(jnp.arange(256) % 4 == 0, -1.0, 1.0)[:, None]
+
+    @jax.jit
+    def fit(state):
+        step = lambda state, _: edm.train_step(state, {"x": x}, cfg)
+        state, metrics = jax.lax.scan(step, state, length=500)
+        return state, metrics, edm.sample(jax.random.key(1), state, 2000, cfg)
+
+    state, metrics, drawn = fit(edm.init(jax.random.key(0), cfg))
+    assert metrics["loss"][-50:].mean() < 0.5
+    assert float(jnp.abs(jnp.abs(drawn) - 1).mean()) < 0.1
+    assert float((drawn > 0).mean()) == pytest.approx(0.75, abs=0.06)
+    near, far = (edm.score(state, jnp.full((1, 1), value), cfg)[0] for value in (1.0, 0.3))
+    assert near > far
+
+
+def test_guidance_is_affine_between_the_two_models():
+    cfg = dataclasses.replace(CFG, conditional=True, num_classes=3)
+    state = edm.init(jax.random.key(0), cfg)
+    rng = np.random.default_rng(0)
+    ema = jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), state.ema)
+    state = state._replace(ema=ema)
+    x, level, label = jnp.ones((2, 2)), jnp.ones(2), jnp.array([0, 2])
+    guided = jax.jit(lambda scale: edm.denoiser(state, cfg, label, scale)(x, level))
+    given, ignoring = (edm.denoiser(state, cfg, which)(x, level) for which in (label, None))
+    assert float(jnp.abs(given - ignoring).max()) > 1e-3
+    for scale in (0.0, 1.0, 2.5):
+        wanted = ignoring + scale * (given - ignoring)
+        np.testing.assert_allclose(guided(scale), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_what_does_not_go_together_is_refused(state):
+    draw = functools.partial(edm.sample, jax.random.key(0), state, 2, CFG)
+    with pytest.raises(ValueError, match="cannot be guided"):
+        draw(guidance=2.0)
+    with pytest.raises(ValueError, match="heun, ancestral, euler"):
+        draw(sampler="ddim")
+    with pytest.raises(ValueError, match="use network mlp"):
+        edm.init(jax.random.key(0), edm.Config(shape=(2,)))
+    with pytest.raises(ValueError, match="needs labels"):
+        edm.init(jax.random.key(0), edm.Config(conditional=True))

@@ -1,0 +1,176 @@
+"""Flow matching with the exact velocity of Gaussian data, densities along an ODE, transport by assignment."""
+
+import dataclasses
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+
+from jaxgen.diffusion import flow_matching, ode
+
+STD = 0.4
+
+
+class Exact(nn.Module):
+    """E[x - eps | x_t] of data N(0, STD^2)."""
+
+    def __call__(self, x, t, label=None, train=False):
+        t = (t / 1000)[:, None]
+        return x * (t * STD**2 - (1 - t)) / (t**2 * STD**2 + (1 - t) ** 2)
+
+
+EXACT = flow_matching.Config(shape=(3,), denoiser=Exact())
+MLP = flow_matching.Config(shape=(2,), network="mlp", hidden=(64, 64), learning_rate=2e-3)
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return flow_matching.init(jax.random.key(0), EXACT)
+
+
+def test_the_exact_flow_scales_noise_at_the_order_of_the_method(exact):
+    with jax.enable_x64(True):
+        noise = jax.random.normal(jax.random.key(0), (4, 3), jnp.float64)
+        for method, order in (("euler", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4)):
+            flow = lambda steps, method=method: flow_matching.flow(
+                exact, noise, EXACT, steps=steps, method=method
+            )
+            errors = [np.abs(flow(steps) - STD * noise).max() for steps in (20, 40)]
+            assert errors[0] / errors[1] > 0.9 * 2**order, method
+    x = flow_matching.sample(jax.random.key(1), exact, 20_000, EXACT)
+    assert float(x.std()) == pytest.approx(STD, rel=0.02)
+
+
+def test_the_loss_of_the_exact_velocity_is_the_variance_left(exact):
+    x = STD * jax.random.normal(jax.random.key(0), (100_000, 3))
+    value, metrics = flow_matching.loss(exact.params, {"x": x}, jax.random.key(1), EXACT)
+    t = (np.arange(1000) + 0.5) / 1000
+    left = STD**2 / (t**2 * STD**2 + (1 - t) ** 2)  # Var[x - eps | x_t]
+    assert float(value) == pytest.approx(left.mean(), rel=0.02)
+    assert float(metrics["transport_cost"]) == pytest.approx(1 + STD**2, rel=0.02)
+
+
+def test_the_likelihood_is_the_closed_form(exact):
+    x = STD * jax.random.normal(jax.random.key(0), (5, 3))
+    wanted = jax.scipy.stats.norm.logpdf(x, 0.0, STD).sum(-1)
+    found = flow_matching.log_prob(exact, x, EXACT, steps=50)
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
+
+
+def test_estimated_divergence_has_the_exact_one_as_mean():
+    weight = jnp.array([[0.5, -1.0], [2.0, -0.3]])
+    velocity = lambda x, t: jnp.tanh(x @ weight.T) * (1 + t)
+    x = jax.random.normal(jax.random.key(0), (3, 2))
+    slope, exact = ode.with_divergence(velocity, x, jnp.float32(0.5), None)
+    jacobian = jax.vmap(jax.jacfwd(lambda x: velocity(x[None], 0.5)[0]))(x)
+    np.testing.assert_allclose(exact, jnp.trace(jacobian, axis1=1, axis2=2), rtol=1e-5)
+    np.testing.assert_allclose(slope, velocity(x, 0.5))
+    # The four sign vectors are all there are: their mean is the expectation.
+    signs = jnp.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    probes = jnp.broadcast_to(signs[:, None], (4, 3, 2))
+    np.testing.assert_allclose(ode.with_divergence(velocity, x, 0.5, probes)[1], exact, rtol=1e-5)
+    assert np.abs(ode.with_divergence(velocity, x, 0.5, probes[:1])[1] - exact).max() > 0.1
+
+
+def test_the_probability_flow_of_a_mixture_carries_its_density():
+    """Variance-preserving diffusion of three Gaussians in the plane, with the exact score."""
+    weights, std = jnp.array([0.5, 0.3, 0.2]), 0.3
+    means = jnp.array([[1.0, 0.0], [-1.0, 1.0], [0.0, -1.2]])
+
+    def mixture(x, alpha):
+        variance = (alpha * std) ** 2 + 1 - alpha**2
+        squares = ((x[:, None] - alpha * means) ** 2).sum(-1)
+        logs = jnp.log(weights) - squares / (2 * variance) - jnp.log(2 * math.pi * variance)
+        return jax.nn.logsumexp(logs, -1)
+
+    def velocity(x, t):
+        alpha = jnp.exp(-0.25 * 19.9 * t**2 - 0.05 * t)
+        return -0.5 * (0.1 + 19.9 * t) * (x + jax.grad(lambda x: mixture(x, alpha).sum())(x))
+
+    x = jax.random.normal(jax.random.key(0), (40, 2))
+    normal = lambda x: jax.scipy.stats.norm.logpdf(x).sum(-1)
+    found = jax.jit(lambda x: ode.log_prob(velocity, x, jnp.linspace(0.0, 1.0, 101), normal))(x)
+    np.testing.assert_allclose(found, mixture(x, 1.0), atol=0.01)
+
+
+def test_transport_tends_to_the_optimal_assignment():
+    x, noise = jax.random.normal(jax.random.key(0), (2, 24, 3))
+    cost = ((x[:, None] - noise) ** 2).sum(-1)
+    _, best = scipy.optimize.linear_sum_assignment(cost)
+    lowest = cost[np.arange(24), best].mean()
+    found, soft = (
+        cost[np.arange(24), flow_matching.transport(jax.random.key(1), x, noise, entropy)].mean()
+        for entropy in (0.003, 10.0)
+    )
+    assert float(found) == pytest.approx(float(lowest), rel=0.2)
+    assert soft > 2 * lowest
+    order = jax.random.permutation(jax.random.key(3), 24)
+    partners = flow_matching.transport(jax.random.key(1), noise[order] + 0.05, noise, 0.003)
+    np.testing.assert_array_equal(partners, order)
+    # Every noise is drawn equally often, whatever the plan.
+    keys = jax.random.split(jax.random.key(2), 4000)
+    drawn = jax.vmap(lambda key: flow_matching.transport(key, x, noise, 0.1))(keys)
+    np.testing.assert_allclose(np.bincount(drawn.ravel(), minlength=24) / 4000, 1.0, atol=0.1)
+
+
+@pytest.fixture(scope="module")
+def ring():
+    angle = jax.random.uniform(jax.random.key(5), (2048,), maxval=2 * math.pi)
+    return 1.5 * jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def fit(state, batch, cfg):
+    def step(state, key):
+        rows = jax.random.randint(key, (128,), 0, len(batch["x"]))
+        return flow_matching.train_step(state, jax.tree.map(lambda a: a[rows], batch), cfg)
+
+    return jax.lax.scan(step, state, jax.random.split(jax.random.key(0), 500))
+
+
+@pytest.mark.slow
+def test_it_learns_a_ring_and_reflow_straightens_it(ring):
+    state, metrics = fit(flow_matching.init(jax.random.key(0), MLP), {"x": ring}, MLP)
+    assert metrics["loss"][-50:].mean() < metrics["loss"][:10].mean() - 0.1
+    x = flow_matching.sample(jax.random.key(1), state, 2000, MLP)
+    radius = jnp.linalg.norm(x, axis=-1)
+    assert float(jnp.abs(radius - 1.5).mean()) < 0.2
+    pairs = flow_matching.reflow(jax.random.key(2), state, 2048, MLP)
+    cost = float(((pairs["x"] - pairs["noise"]) ** 2).mean())
+    assert cost < 0.5 * float(metrics["transport_cost"].mean())
+    assert float(pairs["noise"].std()) == pytest.approx(1.0, abs=0.05)
+    # One Euler step of the model of those pairs is nearer to the ring than one of the first.
+    again, _ = fit(flow_matching.init(jax.random.key(3), MLP), pairs, MLP)
+    noise = jax.random.normal(jax.random.key(4), (2000, 2))
+    first, second = (
+        jnp.abs(
+            jnp.linalg.norm(flow_matching.flow(s, noise, MLP, steps=1, method="euler"), axis=-1) - 1.5
+        ).mean()
+        for s in (state, again)
+    )
+    assert second < 0.5 * first
+
+
+def test_optimal_pairs_leave_less_to_average_over(ring):
+    params = flow_matching.init(jax.random.key(0), MLP).params
+    costs = [
+        flow_matching.loss(
+            params, {"x": ring[:128]}, jax.random.key(1), dataclasses.replace(MLP, coupling=name)
+        )[1]["transport_cost"]
+        for name in ("independent", "optimal")
+    ]
+    assert costs[1] < 0.4 * costs[0]
+
+
+def test_what_does_not_go_together_is_refused(exact):
+    with pytest.raises(ValueError, match="cannot be guided"):
+        flow_matching.sample(jax.random.key(0), exact, 2, EXACT, guidance=2.0)
+    with pytest.raises(ValueError, match="give log_prob a key"):
+        flow_matching.log_prob(exact, jnp.zeros((1, 3)), EXACT, num_probes=1)
+    with pytest.raises(ValueError, match="euler, midpoint, heun, rk4"):
+        flow_matching.sample(jax.random.key(0), exact, 2, EXACT, method="dopri5")
