@@ -181,7 +181,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
         opt_state=optimizer(cfg).init(networks),
         counts=jnp.ones(cfg.num_codes),
         sums=jnp.copy(codebook),
-        frequencies=jnp.full((math.prod(positions(cfg)), cfg.num_codes), 1 / cfg.num_codes),
+        frequencies=jnp.full((math.prod(positions(cfg)), cfg.num_codes), 1 / cfg.num_codes, jnp.float32),
     )
 
 

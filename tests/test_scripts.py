@@ -1,0 +1,56 @@
+"""Every system of the experiment scripts takes a step on the data it is meant for; nothing is computed."""
+
+import functools
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxgen import data, experiment
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+DOWNLOADS = {"mnist": ((28, 28, 1), 10), "fashion_mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10)}
+"""Shapes and classes of the data sets that tests do not load."""
+SCRIPTS = ("autoencoder", "classical", "diffusion")
+"""tests/gan/test_presets.py has those of gan.py."""
+
+
+def systems(name):
+    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.SYSTEMS
+
+
+CASES = {f"{script} {name}": system for script in SCRIPTS for name, system in systems(script).items()}
+
+
+@functools.cache
+def examples(name):
+    """A data set of this name, or one picture in its shape."""
+    if name not in DOWNLOADS:
+        return data.load(name)
+    shape, num_classes = DOWNLOADS[name]
+    arrays = {"image": jnp.zeros((1, *shape), jnp.uint8), "label": jnp.zeros(1, jnp.int32)}
+    return data.Dataset(name, "train", arrays, num_classes=num_classes)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_system_steps_and_samples(case):
+    family, options = CASES[case].family, CASES[case].options
+    dataset = examples(options.data)
+    cfg = experiment.shape_to(dataset, CASES[case].config)
+    assert cfg.shape == dataset.shape
+    batch = {
+        name: jax.ShapeDtypeStruct((8, *value.shape[1:]), value.dtype) for name, value in dataset[:1].items()
+    }
+    state = jax.eval_shape(lambda batch: family.init(jax.random.key(0), cfg, batch), batch)
+    after, metrics = jax.eval_shape(functools.partial(family.train_step, cfg=cfg), state, batch)
+    assert jax.tree.structure(state) == jax.tree.structure(after)
+    assert jax.tree.leaves(state) == jax.tree.leaves(after)
+    assert metrics
+    assert all(metric.shape == () for metric in metrics.values())
+    samples = jax.eval_shape(lambda state: family.sample(jax.random.key(0), state, 3, cfg), state)
+    assert samples.shape == (3, *cfg.shape)
