@@ -331,24 +331,6 @@ def score(state: State, x: Array, cfg: Config) -> Array:
     return -jax.lax.map(error, jnp.asarray(times, jnp.int32)).mean(0)
 
 
-def discretized_normal_log_prob(x: Array, mean: Array, log_variance: Array, levels: int) -> Array:
-    """log P(x) of `levels` values spread over [-1, 1] under a normal integrated over each, (B,).
-
-    The outermost values take the tails, so the probabilities of all levels sum to one.
-    """
-    scale, half = jnp.exp(-0.5 * log_variance), 1 / (levels - 1)
-    difference = x - mean
-    # Both ends below the mean, by symmetry: there the logarithms of the tails differ most.
-    sign = jnp.where(difference > 0, -1.0, 1.0)
-    high, low = (sign * difference + half) * scale, (sign * difference - half) * scale
-    log_high, log_low = jax.scipy.special.log_ndtr(high), jax.scipy.special.log_ndtr(low)
-    inside = log_high + jnp.log(-jnp.expm1(jnp.minimum(log_low - log_high, -1e-12)))
-    lowest = jax.scipy.special.log_ndtr((difference + half) * scale)
-    highest = jax.scipy.special.log_ndtr(-(difference - half) * scale)
-    log_prob = jnp.where(x < -1 + half, lowest, jnp.where(x > 1 - half, highest, inside))
-    return distributions.sum_per_example(log_prob)
-
-
 def _drawn_term(key, state, x, t, label, cfg):
     """A term of the bound at times t (B,), with x_t drawn by a key for each time, (B,)."""
     gaussian = process(cfg)
@@ -372,7 +354,7 @@ def _term(gaussian, prediction, v, x0, x_t, t, cfg):
         log_variance = jnp.broadcast_to(large if cfg.variance == "fixed_large" else small, x0.shape)
     kl = distributions.kl_normal(true_mean, jnp.broadcast_to(small, x0.shape), mean, log_variance)
     if cfg.levels:
-        log_prob = discretized_normal_log_prob(x0, mean, log_variance, cfg.levels)
+        log_prob = distributions.discretized_normal_log_prob(x0, mean, log_variance, cfg.levels)
     else:
         log_prob = distributions.normal_log_prob(x0, mean, log_variance)
     return jnp.where(t == 0, -log_prob, kl)

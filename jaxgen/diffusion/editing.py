@@ -22,7 +22,8 @@ def inpainting(
     """The model whose every estimate of x_0 is `known` where `mask` is 1, for any sampler.
 
     Where it is 0 the model fills in what goes with the rest, which it sees at its true noise, so the known
-    part of a sample comes out as given (compare Lugmayr et al. 2022, who exchange the noisy pictures).
+    part of a sample comes out as given (compare Lugmayr et al. 2022, who exchange the noisy pictures). A
+    replacement is not conditioning: what is filled in follows p(unknown | known) only roughly.
 
     Args:
         known: (B, ...) or broadcastable; anything where the mask is 0.

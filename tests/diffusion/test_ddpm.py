@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen import data
+from jaxgen import data, distributions
 from jaxgen.diffusion import ddpm, networks, processes
 
 
@@ -105,7 +105,7 @@ def test_terms_sum_to_the_bound_and_few_estimate_them_all():
 
 def test_probabilities_of_the_levels_sum_to_one():
     settings = jnp.array([(0.0, 0.3), (0.97, 0.01), (-1.4, 0.1), (0.2, 5.0), (0.5, 1e-3)])
-    log_prob = jax.jit(ddpm.discretized_normal_log_prob, static_argnums=3)
+    log_prob = jax.jit(distributions.discretized_normal_log_prob, static_argnums=3)
     for levels in (2, 256):
         x = jnp.tile(jnp.linspace(-1, 1, levels), len(settings))[:, None]
         mean, std = (column.repeat(levels)[:, None] for column in settings.T)
