@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgen.data import arrays, catalogue, factors, images, points, sequences
+from jaxgen.data import arrays, catalogue, factors, images, points, sequences, stacked
 from jaxgen.data.dataset import DataError, Dataset, StreamedDataset, check_split, read, take
 
 _BUILT_IN: dict[str, Callable[[str], Dataset]] = {
@@ -38,8 +38,8 @@ def load(
     """A data set by name.
 
     Args:
-        name: one of `names()`; "folder:PATH", "npz:PATH" or "idx:PATH"; or a name of the tensorflow-datasets
-            catalogue, such as "mnist" or "cycle_gan/horse2zebra".
+        name: one of `names()`; "folder:PATH", "npz:PATH" or "idx:PATH"; a name of the tensorflow-datasets
+            catalogue, such as "mnist" or "cycle_gan/horse2zebra"; or "stacked_mnist", made of its "mnist".
         split: "train", "test" or another that the set has, or a slice of one: "train[:50000]", "train[90%:]".
         data_dir: where prepared sets of the catalogue are; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
         image_size: pixels; brings pictures to this height and width (shorter side resized, centre cut out).
@@ -59,6 +59,10 @@ def load(
     if name in _BUILT_IN:
         check_split(name, whole, ("train", "test"))
         dataset = _BUILT_IN[name](whole)
+    elif name == "stacked_mnist":
+        check_split(name, whole, tuple(stacked.SIZES))
+        digits = load("mnist", whole, data_dir)
+        dataset = stacked.stacked(name, digits, stacked.SIZES[whole])
     elif kind == "folder" and path:
         dataset = images.folder(where, whole, image_size)
     elif kind == "npz" and path:
@@ -108,7 +112,7 @@ def _read_whole(streamed: StreamedDataset) -> Dataset:
 
 
 def _unknown(name: str) -> DataError:
-    shown = {known: known for known in [*names(), *catalogue.names()]}
+    shown = {known: known for known in [*names(), "stacked_mnist", *catalogue.names()]}
     shown |= {kind: f"{kind}:PATH" for kind in ("folder", "npz", "idx")}
     near = [shown[match] for match in difflib.get_close_matches(name.partition(":")[0], shown)]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
