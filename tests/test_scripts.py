@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import sys
 from pathlib import Path
 
 import jax
@@ -54,3 +55,9 @@ def test_every_system_steps_and_samples(case):
     assert all(metric.shape == () for metric in metrics.values())
     samples = jax.eval_shape(lambda state: family.sample(jax.random.key(0), state, 3, cfg), state)
     assert samples.shape == (3, *cfg.shape)
+
+
+def test_no_script_hides_a_module_of_the_standard_library():
+    """A script's folder comes first on its path: JAX itself imports `compression` of Python 3.14."""
+    scripts = {path.stem for path in EXPERIMENTS.rglob("*.py")}
+    assert not scripts & (sys.stdlib_module_names | {"annotationlib", "compression"})

@@ -1,7 +1,7 @@
 """Compression by autoencoders: the rate of quantised codes against the distortion of what they decode to.
 
-python experiments/compression.py
-python experiments/compression.py --data fashion_mnist --steps 5000
+python experiments/rate_distortion.py
+python experiments/rate_distortion.py --data fashion_mnist --steps 5000
 
 Principal components are quantised and coded in the same way. The rate is what an ideal entropy coder spends
 on test images with the frequencies of the training set, dimensions apart; the decoder itself is not counted.
@@ -42,7 +42,7 @@ class Options:
     """Examples a step."""
     seed: int = 0
     """Of the models and their training."""
-    results: Path = Path("experiments/results/compression")
+    results: Path = Path("experiments/results/rate_distortion")
     """Folder for the table and the curves."""
 
 
