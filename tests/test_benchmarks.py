@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parent.parent / "experiments" / "benchmarks"
 
 
+@pytest.mark.slow
 def test_train_step(tmp_path):
     output = tmp_path / "train_step.json"
     command = [sys.executable, BENCHMARKS / "train_step.py", "--smoke", "--no-torch", "--no-startup"]

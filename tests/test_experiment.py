@@ -210,6 +210,7 @@ def test_the_jaxgen_command_refuses_in_one_line(tmp_path, monkeypatch, capsys, a
     assert named in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_log_lines_reach_tensorboard(tmp_path):
     result = script("vae", *QUICK, "--run-dir", "run", "--logger", "tensorboard", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -78,11 +78,8 @@ def test_notebook_is_paired(path):
     ]
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem != "00_tour")) for path in NOTEBOOKS],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, tmp_path):
     environment = {**os.environ, "JAXGEN_SMOKE": "1", "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
     result = subprocess.run(

@@ -220,6 +220,7 @@ def test_eight_devices_equal_one(case):
     assert_close(one, eight, 1e-3)
 
 
+@pytest.mark.slow
 def test_a_sharded_state_equals_a_replicated_one(case):
     replicated, sharded = (case.fit(3, mesh=shard.mesh(fsdp=fsdp)) for fsdp in (1, 4))
     assert_close(replicated, sharded, 1e-3)
@@ -231,6 +232,7 @@ def test_resuming_equals_a_straight_run_bit_for_bit(case, tmp_path):
     assert_same_bits(case.fit(7, run_dir=tmp_path), straight)
 
 
+@pytest.mark.slow
 def test_checkpoints_move_between_device_counts(case, tmp_path):
     eight, one = (shard.mesh(data=data, fsdp=fsdp) for data, fsdp in ((2, 4), (1, 1)))
     saved = case.fit(2, run_dir=tmp_path, mesh=eight)

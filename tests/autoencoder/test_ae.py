@@ -187,6 +187,7 @@ def test_bfloat16_keeps_parameters_and_metrics_float32():
     assert all(value.dtype == jnp.float32 for value in metrics.values())
 
 
+@pytest.mark.slow
 def test_it_learns_digits_and_scores_them_above_noise():
     train, test = data.load("digits"), data.load("digits", "test")
     cfg = ae.Config(hidden=(128,), num_latents=8, learning_rate=3e-3)

@@ -209,6 +209,7 @@ def test_output_bias_starts_at_the_mean_of_the_data():
     np.testing.assert_allclose(jax.nn.sigmoid(out["bias"]), (image.ravel() + 1) / 2, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_and_keeps_float32_parameters():
     cfg = vae.Config(shape=(8, 8, 1), network="conv", hidden=(8,), num_latents=4, dtype="bfloat16")
     state = vae.init(jax.random.key(0), cfg)

@@ -203,6 +203,7 @@ def test_options_that_do_not_go_together_are_refused(changes, words):
         vae.init(jax.random.key(0), vae.Config(**changes))
 
 
+@pytest.mark.slow
 def test_importance_weighted_training_tightens_the_bound():
     """Of posteriors that are not normal: two factors of eight bits."""
     rng = np.random.default_rng(2)

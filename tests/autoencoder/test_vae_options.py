@@ -79,6 +79,7 @@ def test_the_gumbel_gradient_tends_to_the_enumerated_one(categorical):
     assert errors[2] < 0.15
 
 
+@pytest.mark.slow
 def test_relaxed_training_claims_no_bound_and_exact_draws_do(categorical):
     state, x, *_ = categorical
     soft = vae.loss(state.params, {"x": x}, jax.random.key(0), CATEGORICAL)[1]
@@ -179,6 +180,7 @@ def test_predicted_noise_finds_the_noise_of_each_dimension():
     np.testing.assert_allclose(draws.mean(0), 0.3, atol=0.05)
 
 
+@pytest.mark.slow
 def test_a_mixture_of_logistics_learns_digits():
     """Against the same decoder with latents that a heavy KL has emptied, which leaves independent pixels."""
     train, test = (jnp.asarray(data.load("digits", split)[:]["image"]) for split in ("train", "test"))
@@ -232,6 +234,7 @@ def conditional():
     return cfg, jax.jit(lambda state: jax.lax.scan(step, state, length=500))(state)[0], x, label
 
 
+@pytest.mark.slow
 def test_a_conditional_vae_obeys_its_label(conditional):
     cfg, state, x, label = conditional
     for c in range(3):

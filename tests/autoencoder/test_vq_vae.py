@@ -179,6 +179,7 @@ def test_bfloat16_keeps_parameters_and_metrics_float32():
     assert all(value.dtype == jnp.float32 for value in metrics.values())
 
 
+@pytest.mark.slow
 def test_it_learns_digits():
     train, test = data.load("digits"), data.load("digits", "test")
     cfg = vq_vae.Config(hidden=(128,), learning_rate=3e-3)

@@ -160,6 +160,7 @@ def test_seeds_are_examples_far_apart():
     assert {tuple(map(float, seed)) for seed in seeds} == {(0.0, 0.0), (100.0, 100.0), (0.0, 100.0)}
 
 
+@pytest.mark.slow
 def test_stepwise_em_on_batches_comes_near_em_on_all(points):
     x = jnp.asarray(points, jnp.float32)
     cfg = gmm.Config(shape=(3,), num_components=3)

@@ -158,6 +158,7 @@ def test_samples_follow_the_model(cfg):
         np.testing.assert_allclose(x[:, 8].mean(0), expected, atol=0.06)
 
 
+@pytest.mark.slow
 def test_stepwise_em_on_batches_comes_near_em_on_all():
     x = jnp.float32(vectors()[0])
     cfg = gaussian()

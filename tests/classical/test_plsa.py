@@ -139,6 +139,7 @@ def test_tempering_makes_held_out_words_likelier():
     assert score(tempered) > score(plain) + 0.1
 
 
+@pytest.mark.slow
 def test_stepwise_em_on_batches_comes_near_em_on_all(counts):
     cfg = config()
     perplexity = jax.jit(functools.partial(plsa.perplexity, cfg=cfg))

@@ -39,6 +39,7 @@ def test_writing_ends_where_the_pen_is_lifted():
     np.testing.assert_array_equal(strokes.written_moves(np.array([3, 4])), [3, 4])
 
 
+@pytest.mark.slow
 def test_models_tell_curves_apart(tmp_path):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 150)

@@ -142,6 +142,7 @@ class Scales(nn.Module):
         return jnp.concatenate([mean * x, v * jnp.ones_like(x)], -1)
 
 
+@pytest.mark.slow
 def test_the_hybrid_objective_trains_the_variance_alone_through_the_bound():
     cfg = ddpm.Config(
         shape=(2,), levels=0, num_steps=20, variance="learned", objective="hybrid", denoiser=Scales()

@@ -388,6 +388,7 @@ def test_minibatch_discrimination_counts_near_neighbours():
     np.testing.assert_allclose(five - three, 2 * weights.sum(), rtol=1e-4)  # two more at distance 0
 
 
+@pytest.mark.slow
 def test_the_unrolled_generator_answers_the_discriminator_to_come():
     cfg = tiny(unrolling=2, discriminator_learning_rate=0.1)
     state = gan.init(KEY, cfg)
@@ -535,6 +536,7 @@ def test_continuous_codes_are_read_off_as_gaussians():
     assert gan.sample(KEY, state, 5, cfg).shape == (5, 2)
 
 
+@pytest.mark.slow
 def test_a_continuous_code_comes_to_mean_something():
     """A class and a code on two lines: both can be read off samples, and the code moves along the line."""
     rng = np.random.default_rng(0)
@@ -612,6 +614,7 @@ def test_settings_that_do_not_go_together_are_refused(changes, message):
         gan.init(KEY, tiny(**changes))
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_and_keeps_float32_parameters():
     cfg = tiny(
         dtype="bfloat16", penalty="r1", discriminator_normalization="spectral", conditioning="projection"

@@ -111,6 +111,7 @@ def test_spectral_networks_are_lipschitz():
     assert quotients.max() > 0.02
 
 
+@pytest.mark.slow
 def test_r3gan_starts_linear():
     generator, discriminator = PAIRS["r3gan"]((8, 8, 1))
     z, x = jax.random.normal(jax.random.key(1), (6, 5)), jax.random.normal(jax.random.key(2), (6, 8, 8, 1))
