@@ -62,6 +62,7 @@ def load(
     elif name == "stacked_mnist":
         check_split(name, whole, tuple(stacked.SIZES))
         digits = load("mnist", whole, data_dir)
+        digits = _read_whole(digits) if isinstance(digits, StreamedDataset) else digits
         dataset = stacked.stacked(name, digits, stacked.SIZES[whole])
     elif kind == "folder" and path:
         dataset = images.folder(where, whole, image_size)
