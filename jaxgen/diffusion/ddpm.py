@@ -35,7 +35,7 @@ import optax
 from jax import Array
 
 from jaxgen import distributions
-from jaxgen.diffusion import networks, processes, samplers, schedules
+from jaxgen.diffusion import bound, networks, processes, samplers, schedules
 from jaxgen.types import Batch, Metrics, observed
 
 HYBRID_WEIGHT = 1e-3
@@ -100,6 +100,8 @@ class Config:
     """Adam's step size."""
     warmup_steps: int = 0
     """Steps in which the step size rises linearly from zero."""
+    decay_steps: int = 0
+    """Steps in which the step size falls to zero along half a cosine; 0 keeps it."""
     gradient_clip: float = 1.0
     """Largest norm of a gradient; longer ones are shortened to it."""
     ema_decay: float = 0.999
@@ -127,16 +129,6 @@ class State(NamedTuple):
     ema: Any  # averaged parameters
 
 
-def optimizer(cfg: Config) -> optax.GradientTransformation:
-    """The config's own optimizer, or Adam with warm-up and clipping."""
-    if cfg.optimizer is not None:
-        return cfg.optimizer
-    rate: Any = cfg.learning_rate
-    if cfg.warmup_steps:
-        rate = optax.linear_schedule(0.0, rate, cfg.warmup_steps)
-    return optax.chain(optax.clip_by_global_norm(cfg.gradient_clip), optax.adam(rate))
-
-
 def process(cfg: Config) -> processes.Gaussian:
     """The noising process of a config."""
     betas = schedules.betas(cfg.schedule, cfg.num_steps)
@@ -155,7 +147,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     x, t = jnp.zeros((1, *cfg.shape)), jnp.zeros(1, jnp.int32)
     params = _network(cfg).init(params_key, x, t, label, False).get("params", {})
     ema = jax.tree.map(jnp.copy, params)
-    return State(jnp.zeros((), jnp.int32), step_key, params, optimizer(cfg).init(params), ema)
+    return State(jnp.zeros((), jnp.int32), step_key, params, networks.optimizer(cfg).init(params), ema)
 
 
 def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Metrics]:
@@ -185,9 +177,9 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Met
     if cfg.objective != "simple":
         still = jax.lax.stop_gradient(prediction) if cfg.objective == "hybrid" else prediction
         terms = cfg.num_steps * _term(gaussian, still, v, x0, x_t, t, cfg)
-        bound = (terms + _prior_term(gaussian, x0)).mean() / (x0[0].size * math.log(2))
-        metrics["bits_per_dim"] = bound
-        value = bound if cfg.objective == "vlb" else value + HYBRID_WEIGHT * bound
+        bits = (terms + bound.prior_term(gaussian, x0)).mean() / (x0[0].size * math.log(2))
+        metrics["bits_per_dim"] = bits
+        value = bits if cfg.objective == "vlb" else value + HYBRID_WEIGHT * bits
     return value, {"loss": value, **metrics}
 
 
@@ -195,10 +187,9 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     """One step on `batch["image"]` or `batch["x"]`, (B, *shape), `batch["label"]` (B,) if conditional."""
     key = jax.random.fold_in(state.key, state.step)
     grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key, cfg)
-    updates, opt_state = optimizer(cfg).update(grads, state.opt_state, state.params)
+    updates, opt_state = networks.optimizer(cfg).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    decay = jnp.minimum(cfg.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+    ema = networks.average(state.ema, params, state.step, cfg.ema_decay)
     metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
     return State(state.step + 1, state.key, params, opt_state, ema), metrics
 
@@ -276,7 +267,7 @@ def predictor(
             conditional, unconditional = jnp.split(prediction, 2)
             prediction = (1 - guidance) * unconditional + guidance * conditional
             v = None if v is None else v[: x.shape[0]]
-        return (prediction, 0.5 * (v + 1)) if exponent else prediction
+        return (prediction, _exponent(v)) if exponent else prediction
 
     return model
 
@@ -301,14 +292,14 @@ def elbo(
     times = jnp.minimum(times, cfg.num_steps - 1)
     term = lambda t: _drawn_term(key, state, x, t, label, cfg)
     total = jax.lax.map(term, times).sum(0) * width
-    return -(_prior_term(gaussian, x) + total + term(jnp.zeros(x.shape[0], jnp.int32)))
+    return -(bound.prior_term(gaussian, x) + total + term(jnp.zeros(x.shape[0], jnp.int32)))
 
 
 def vlb_terms(key: Array, state: State, x: Array, cfg: Config, label: Array | None = None) -> Array:
     """The terms of the negative bound, in nats, (T + 1, B): -log p(x_0 | x_1), every KL, and that at T."""
     term = lambda t: _drawn_term(key, state, x, jnp.full(x.shape[0], t), label, cfg)
     terms = jax.lax.map(term, jnp.arange(cfg.num_steps))
-    return jnp.concatenate([terms, _prior_term(process(cfg), x)[None]])
+    return jnp.concatenate([terms, bound.prior_term(process(cfg), x)[None]])
 
 
 def score(state: State, x: Array, cfg: Config) -> Array:
@@ -342,35 +333,13 @@ def _drawn_term(key, state, x, t, label, cfg):
 
 
 def _term(gaussian, prediction, v, x0, x_t, t, cfg):
-    """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), or at t = 0 -log p(x_0 | x_1), in nats, (B,)."""
-    estimate = processes.convert(gaussian, prediction, x_t, t, cfg.target, "x0")
-    mean, _ = processes.posterior(gaussian, estimate, x_t, t)
-    true_mean, _ = processes.posterior(gaussian, x0, x_t, t)
-    large, small = (_spread(jnp.float32(table)[t], x0) for table in _log_variances(gaussian))
-    if cfg.variance == "learned":
-        exponent = 0.5 * (v + 1)
-        log_variance = exponent * large + (1 - exponent) * small
-    else:
-        log_variance = jnp.broadcast_to(large if cfg.variance == "fixed_large" else small, x0.shape)
-    kl = distributions.kl_normal(true_mean, jnp.broadcast_to(small, x0.shape), mean, log_variance)
-    if cfg.levels:
-        log_prob = distributions.discretized_normal_log_prob(x0, mean, log_variance, cfg.levels)
-    else:
-        log_prob = distributions.normal_log_prob(x0, mean, log_variance)
-    return jnp.where(t == 0, -log_prob, kl)
+    options = {"target": cfg.target, "variance": cfg.variance, "levels": cfg.levels}
+    return bound.term(gaussian, prediction, _exponent(v), x0, x_t, t, **options)
 
 
-def _prior_term(gaussian, x0):
-    """KL(q(x_T | x_0) || N(0, I)) in nats, (B,)."""
-    alpha, sigma = processes.levels(gaussian, len(gaussian.betas) - 1)
-    return distributions.kl_normal(jnp.float32(alpha) * x0, jnp.full(x0.shape, 2 * math.log(sigma)))
-
-
-def _log_variances(gaussian):
-    """Logarithms of beta and of the posterior variance, whose first, 0, gives way to the second, (T,)."""
-    small = processes.posterior_tables(gaussian)[3]
-    small = np.append(small[1:2] if len(small) > 1 else gaussian.betas, small[1:])
-    return np.log(gaussian.betas), np.log(small)
+def _exponent(v):
+    """Of a learned variance, 0 to 1, from what the network says, -1 to 1."""
+    return None if v is None else 0.5 * (v + 1)
 
 
 def _weights(gaussian, cfg):

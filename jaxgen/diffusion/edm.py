@@ -81,6 +81,8 @@ class Config:
     """Adam's step size."""
     warmup_steps: int = 0
     """Steps in which the step size rises linearly from zero."""
+    decay_steps: int = 0
+    """Steps in which the step size falls to zero along half a cosine; 0 keeps it."""
     gradient_clip: float = 1.0
     """Largest norm of a gradient; longer ones are shortened to it."""
     ema_decay: float = 0.999
@@ -106,16 +108,6 @@ class State(NamedTuple):
     ema: Any  # averaged parameters
 
 
-def optimizer(cfg: Config) -> optax.GradientTransformation:
-    """The config's own optimizer, or Adam with warm-up and clipping."""
-    if cfg.optimizer is not None:
-        return cfg.optimizer
-    rate: Any = cfg.learning_rate
-    if cfg.warmup_steps:
-        rate = optax.linear_schedule(0.0, rate, cfg.warmup_steps)
-    return optax.chain(optax.clip_by_global_norm(cfg.gradient_clip), optax.adam(rate))
-
-
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state; `batch` is not used. Raises ValueError for a shape the network cannot take."""
     del batch
@@ -125,7 +117,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     inputs = jnp.zeros((1, *cfg.shape)), jnp.zeros(1), label, False
     params = networks.build(cfg).init(params_key, *inputs).get("params", {})
     ema = jax.tree.map(jnp.copy, params)
-    return State(jnp.zeros((), jnp.int32), step_key, params, optimizer(cfg).init(params), ema)
+    return State(jnp.zeros((), jnp.int32), step_key, params, networks.optimizer(cfg).init(params), ema)
 
 
 def preconditioners(level: Array, cfg: Config) -> tuple[Array, Array, Array, Array]:
@@ -157,10 +149,9 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     """One step on `batch["image"]` or `batch["x"]`, (B, *shape), `batch["label"]` (B,) if conditional."""
     key = jax.random.fold_in(state.key, state.step)
     grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key, cfg)
-    updates, opt_state = optimizer(cfg).update(grads, state.opt_state, state.params)
+    updates, opt_state = networks.optimizer(cfg).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    decay = jnp.minimum(cfg.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+    ema = networks.average(state.ema, params, state.step, cfg.ema_decay)
     metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
     return State(state.step + 1, state.key, params, opt_state, ema), metrics
 

@@ -1,9 +1,11 @@
-"""Networks of noisy data and a time, for every model that removes noise."""
+"""What all models that remove noise share: networks of noisy data and a time, their optimizer and average."""
 
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 
 from jaxgen.nn import embed, unet
@@ -104,3 +106,21 @@ def check(cfg: Any) -> None:
         )
     if cfg.denoiser is None and cfg.network == "unet" and len(cfg.shape) != 3:
         raise ValueError(f"a U-Net takes images (height, width, channels), got {cfg.shape}: use network mlp")
+
+
+def optimizer(cfg: Any) -> optax.GradientTransformation:
+    """The config's own optimizer, or Adam behind clipping, its step size warmed up and brought down again."""
+    if cfg.optimizer is not None:
+        return cfg.optimizer
+    rate: Any = cfg.learning_rate
+    if cfg.decay_steps:
+        rate = optax.warmup_cosine_decay_schedule(0.0, rate, cfg.warmup_steps, cfg.decay_steps)
+    elif cfg.warmup_steps:
+        rate = optax.linear_schedule(0.0, rate, cfg.warmup_steps)
+    return optax.chain(optax.clip_by_global_norm(cfg.gradient_clip), optax.adam(rate))
+
+
+def average(ema: Any, params: Any, step: Array, decay: float) -> Any:
+    """The averaged parameters after a step; the decay grows to its value in the first steps."""
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)

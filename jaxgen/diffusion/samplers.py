@@ -11,8 +11,6 @@ in float64. `clip` cuts every estimate of x_0 to [-clip, clip]. With `frames` a 
 many states along the way, evenly spaced, (frames, B, ...), the last of which is x_0.
 """
 
-import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -20,10 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxgen.diffusion import processes
+from jaxgen.diffusion import processes, scan
+from jaxgen.diffusion.level_samplers import edm_heun, euler_ancestral
 from jaxgen.diffusion.processes import Gaussian
 
-Model = Callable[[Array, Array], Any]
+__all__ = ["ddim", "ddim_inversion", "ddpm", "dpm_solver_pp", "edm_heun", "euler_ancestral", "spaced"]
+
+Model = scan.Model
 
 SPACINGS = ("trailing", "leading", "linspace")
 
@@ -89,7 +90,7 @@ def ddpm(
     }
 
     def step(x, row, index):
-        output = model(x, _times(row["t"], x))
+        output = model(x, scan.times(row["t"], x))
         output, exponent = output if variance == "learned" else (output, 1.0)
         x0, _ = _estimate(output, x, row["alpha"], row["sigma"], target, clip)
         mean = row["clean"] * x0 + row["noisy"] * x
@@ -100,9 +101,9 @@ def ddpm(
             std = jnp.where(row["small"] > 0, std, 0.0)
         else:
             std = jnp.sqrt(row[variance.removeprefix("fixed_")])
-        return mean + std * _noise(key, index, x)
+        return mean + std * scan.noise(key, index, x)
 
-    return _run(step, x, rows, frames)
+    return scan.run(step, x, rows, frames)
 
 
 def ddim(
@@ -130,7 +131,7 @@ def ddim(
     times, (alpha, sigma), (alpha_next, sigma_next) = _levels(process, timesteps, target)
     xp = sigma.__array_namespace__()
     added = sigma_next / sigma * xp.sqrt(1 - (alpha / alpha_next) ** 2)
-    _check_key(key, eta, "eta")
+    scan.check_key(key, eta, "eta")
     known = not isinstance(eta, jax.core.Tracer) and isinstance(added, np.ndarray)
     if known and np.any(np.asarray(eta) * added > sigma_next * (1 + 1e-6)):
         raise ValueError(f"eta = {eta} asks for more noise than there is at the next step: take 0 to 1")
@@ -138,15 +139,15 @@ def ddim(
     rows = dict(zip(names, (times, alpha, sigma, alpha_next, sigma_next, added), strict=True))
 
     def step(x, row, index):
-        output = model(x, _times(row["t"], x))
+        output = model(x, scan.times(row["t"], x))
         x0, eps = _estimate(output, x, row["alpha"], row["sigma"], target, clip)
         if key is None:
             return row["alpha_next"] * x0 + row["sigma_next"] * eps
         std = (eta * row["added"]).astype(x.dtype)
         rest = jnp.sqrt(jnp.maximum((row["sigma_next"] - std) * (row["sigma_next"] + std), 0.0))
-        return row["alpha_next"] * x0 + rest * eps + std * _noise(key, index, x)
+        return row["alpha_next"] * x0 + rest * eps + std * scan.noise(key, index, x)
 
-    return _run(step, x, rows, frames)
+    return scan.run(step, x, rows, frames)
 
 
 def ddim_inversion(
@@ -174,13 +175,13 @@ def ddim_inversion(
         del index
 
         def iterate(_, guess):
-            output = model(guess, _times(row["t"], x))
+            output = model(guess, scan.times(row["t"], x))
             _, eps = processes.split(output, guess, row["alpha"], row["sigma"], target)
             return row["alpha"] / row["alpha_next"] * (x - row["sigma_next"] * eps) + row["sigma"] * eps
 
         return lax.fori_loop(0, iterations, iterate, x)
 
-    return _run(step, x0, rows, frames)
+    return scan.run(step, x0, rows, frames)
 
 
 def dpm_solver_pp(
@@ -221,95 +222,12 @@ def dpm_solver_pp(
     def step(carry, row, index):
         del index
         x, last = carry
-        output = model(x, _times(row["t"], x))
+        output = model(x, scan.times(row["t"], x))
         x0, _ = _estimate(output, x, row["alpha"], row["sigma"], target, clip)
         ahead = x0 + row["before"] * (x0 - last)
         return row["kept"] * x + row["shrink"] * ahead, x0
 
-    return _run(step, (x, jnp.zeros_like(x)), rows, frames)
-
-
-def edm_heun(
-    denoise: Model,
-    x: Array,
-    sigmas: Any,
-    *,
-    churn: Array | float = 0.0,
-    key: Array | None = None,
-    churn_range: tuple[float, float] = (0.0, math.inf),
-    churn_noise: float = 1.0,
-    frames: int = 0,
-) -> Any:
-    """Heun's method for dx / dsigma = (x - D(x)) / sigma (Karras et al. 2022), x_0 (B, ...) in 2 S - 1 calls.
-
-    Second order; the step to 0 is Euler's. `churn` first raises each level within `churn_range` by the factor
-    1 + min(churn / S, sqrt 2 - 1), with fresh noise of std `churn_noise` times what that asks for.
-
-    Args:
-        x: already scaled to the first level, sigmas[0] times standard normal noise.
-
-    Raises ValueError for churn other than 0 without a key.
-    """
-    sigma, sigma_next = _sigmas(sigmas)
-    _check_key(key, churn, "churn")
-    count = len(sigma)
-
-    def slope(x, level):
-        return (x - denoise(x, _times(level, x))) / level
-
-    def raised(x, level, index):
-        if key is None:
-            return x, level
-        within = (level >= churn_range[0]) & (level <= churn_range[1])
-        growth = jnp.where(within, jnp.minimum(churn / count, math.sqrt(2) - 1), 0.0).astype(x.dtype)
-        added = churn_noise * level * jnp.sqrt(growth * (2 + growth))
-        return x + added * _noise(key, index, x), level * (1 + growth)
-
-    def step(x, row, index):
-        x, level = raised(x, row["sigma"], index)
-        change = row["sigma_next"] - level
-        first = slope(x, level)
-        second = slope(x + change * first, row["sigma_next"])
-        return x + change * 0.5 * (first + second)
-
-    def last(x, row, index):
-        x, level = raised(x, row["sigma"], index)
-        return denoise(x, _times(level, x))
-
-    return _run(step, x, {"sigma": sigma, "sigma_next": sigma_next}, frames, last)
-
-
-def euler_ancestral(
-    denoise: Model,
-    x: Array,
-    sigmas: Any,
-    *,
-    eta: Array | float = 1.0,
-    key: Array | None = None,
-    frames: int = 0,
-) -> Any:
-    """Euler steps that go below the next level and add noise back up to it, x_0 (B, ...) in S calls.
-
-        up = min(s', eta s' / s sqrt(s^2 - s'^2)),    down^2 = s'^2 - up^2,    s to s' the step,
-
-    which is the posterior's noise at eta = 1. eta = 0 is Euler's method, first order and deterministic.
-
-    Raises ValueError for eta other than 0 without a key.
-    """
-    sigma, sigma_next = _sigmas(sigmas)
-    _check_key(key, eta, "eta")
-
-    def step(x, row, index):
-        level, following = row["sigma"], row["sigma_next"]
-        slope = (x - denoise(x, _times(level, x))) / level
-        if key is None:
-            return x + (following - level) * slope
-        up = eta * following / level * jnp.sqrt((level - following) * (level + following))
-        up = jnp.minimum(up, following).astype(x.dtype)
-        down = jnp.sqrt((following - up) * (following + up))
-        return x + (down - level) * slope + up * _noise(key, index, x)
-
-    return _run(step, x, {"sigma": sigma, "sigma_next": sigma_next}, frames)
+    return scan.run(step, (x, jnp.zeros_like(x)), rows, frames)
 
 
 def _levels(process, timesteps, target):
@@ -334,21 +252,6 @@ def _levels(process, timesteps, target):
     return times, (alpha, sigma), (shift(alpha, 1.0), shift(sigma, 0.0))
 
 
-def _sigmas(sigmas):
-    """Levels (S,) and what follows each of them."""
-    if isinstance(sigmas, jax.core.Tracer):
-        return sigmas, jnp.append(sigmas[1:], 0.0)
-    sigmas = np.asarray(sigmas, np.float64)
-    if sigmas.ndim != 1 or not len(sigmas) or np.any(np.diff(sigmas) >= 0) or sigmas[-1] <= 0:
-        raise ValueError("sigmas are a row of decreasing positive numbers; the 0 after them is understood")
-    return sigmas, np.append(sigmas[1:], 0.0)
-
-
-def _check_key(key, amount, name):
-    if key is None and (isinstance(amount, jax.core.Tracer) or np.any(amount)):
-        raise ValueError(f"{name} other than 0 draws noise: give the sampler a key")
-
-
 def _estimate(output, x, alpha, sigma, target, clip):
     """(x_0, eps) of a prediction, x_0 cut to the range of the data if there is one."""
     x0, eps = processes.split(output, x, alpha, sigma, target)
@@ -356,47 +259,3 @@ def _estimate(output, x, alpha, sigma, target, clip):
         return x0, eps
     x0 = jnp.clip(x0, -clip, clip)
     return x0, (x - alpha * x0) / sigma
-
-
-def _run(step, carry, rows, frames, last=None):
-    """Scan step(carry, row, index) over rows of coefficients; the state is the carry, or its first entry.
-
-    `last` stands for the step of the last row.
-    """
-    state = lambda carry: carry[0] if isinstance(carry, tuple) else carry
-    dtype = state(carry).dtype
-    count = len(rows["sigma"])
-    if not 0 <= frames <= count:
-        raise ValueError(f"{frames} frames of {count} steps: take at most as many")
-    cast = lambda row: jnp.asarray(row, jnp.int32 if jnp.issubdtype(row.dtype, jnp.integer) else dtype)
-    rows = {name: cast(row) for name, row in rows.items()}
-    # Step i is frame `slot`, or goes to a slot that is thrown away.
-    slots = np.full(count, frames)
-    slots[np.arange(1, frames + 1) * count // max(frames, 1) - 1] = np.arange(frames)
-    kept = jnp.zeros((frames + 1 if frames else 0, *state(carry).shape), dtype)
-
-    def keep(kept, carry, slot):
-        return kept.at[slot].set(state(carry)) if frames else kept
-
-    def body(both, inputs):
-        (carry, kept), (row, index, slot) = both, inputs
-        carry = step(carry, row, index)
-        return (carry, keep(kept, carry, slot)), None
-
-    looped = count if last is None else count - 1
-    inputs = rows, jnp.arange(count), jnp.asarray(slots)
-    (carry, kept), _ = lax.scan(body, (carry, kept), jax.tree.map(lambda row: row[:looped], inputs))
-    if last is not None:
-        row, index, slot = jax.tree.map(lambda row: row[-1], inputs)
-        carry = last(carry, row, index)
-        kept = keep(kept, carry, slot)
-    return (state(carry), kept[:frames]) if frames else state(carry)
-
-
-def _times(value, x):
-    """One time for all, (B,)."""
-    return jnp.full(x.shape[0], value)
-
-
-def _noise(key, index, x):
-    return jax.random.normal(jax.random.fold_in(key, index), x.shape, x.dtype)

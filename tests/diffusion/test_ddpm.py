@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxgen import data, distributions
-from jaxgen.diffusion import ddpm, networks, processes
+from jaxgen.diffusion import bound, ddpm, networks, processes
 
 
 class Exact(nn.Module):
@@ -28,7 +28,7 @@ class Exact(nn.Module):
         output = jnp.float32(gain[self.cfg.target] / variances)[t][:, None] * x
         if self.cfg.variance != "learned":
             return output
-        large, small = ddpm._log_variances(gaussian)
+        large, small = bound.log_variances(gaussian)
         true = np.log(gaussian.betas * np.append(self.std**2, variances[:-1]) / variances)
         v = 2 * (true - small) / (large - small) - 1
         return jnp.concatenate([output, jnp.broadcast_to(jnp.float32(v)[t][:, None], x.shape)], -1)
@@ -73,12 +73,12 @@ def test_the_bound_exceeds_the_entropy_by_what_a_fixed_variance_costs(variance):
     gaps = []
     for num_steps in (20, 200):
         cfg, state = exact(0.5, num_steps=num_steps, variance=variance)
-        bound = jax.jit(functools.partial(ddpm.elbo, cfg=cfg))(jax.random.key(1), state, x)
-        differences = np.asarray(normal_log_prob(x, 0.5) - bound)
+        bounds = jax.jit(functools.partial(ddpm.elbo, cfg=cfg))(jax.random.key(1), state, x)
+        differences = np.asarray(normal_log_prob(x, 0.5) - bounds)
         gaussian = ddpm.process(cfg)
         variances = np.append(0.25, 0.25 * gaussian.alpha_bar + 1 - gaussian.alpha_bar)
         true = gaussian.betas * variances[:-1] / variances[1:]
-        ratio = true / np.exp(ddpm._log_variances(gaussian)[variance == "fixed_small"])
+        ratio = true / np.exp(bound.log_variances(gaussian)[variance == "fixed_small"])
         wanted = (ratio - 1 - np.log(ratio)).sum()  # of both dimensions
         assert abs(differences.mean() - wanted) < 5 * differences.std() / math.sqrt(len(x))
         gaps.append(wanted)
