@@ -123,8 +123,11 @@ SETTINGS = {
     for sampler, steps in (
         *(("ddim", steps) for steps in (10, 20, 50, 100)),
         *(("dpm_solver_pp", steps) for steps in (10, 20, 50)),
+        *(("heun", steps) for steps in (19, 49)),
     )
 }
+"""By network calls, of which Heun's method makes an odd number."""
+LONG_SETTINGS = SETTINGS | {f"{name} 1000": {"sampler": name, "steps": 1000} for name in ("ddim", "ddpm")}
 EDM_SETTINGS = {
     "heun 5": {"steps": 5},
     "heun 10": {"steps": 10},
@@ -144,19 +147,13 @@ SYSTEMS = {
         config=ddpm.Config(),
         paper="Ho, Jain & Abbeel 2020",
         options=Options(steps=3000),
-        evaluate=functools.partial(evaluate, num_images=359, num_compared=359, settings=SETTINGS),
+        evaluate=functools.partial(evaluate, num_images=359, num_compared=359, settings=LONG_SETTINGS),
     ),
     "ddpm_fashion_mnist": System(
         family=ddpm,
-        config=ddpm.Config(patch=2),
+        config=ddpm.Config(patch=2, decay_steps=8000, sampler="dpm_solver_pp", sampling_steps=10),
         paper="Ho, Jain & Abbeel 2020",
-        options=Options(
-            data="fashion_mnist",
-            steps=5000,
-            batch_size=64,
-            sample_every=1000,
-            num_samples=2000,
-        ),
+        options=Options(data="fashion_mnist", steps=8000, batch_size=64, sample_every=2000),
         evaluate=functools.partial(evaluate, num_images=300, num_compared=1000, settings=SETTINGS),
     ),
     "edm": System(

@@ -1,7 +1,6 @@
 """Terms of the variational bound of a diffusion model (Ho, Jain & Abbeel 2020), each in nats."""
 
 import math
-from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,14 +19,14 @@ def term(
     t: Array,
     *,
     target: str = "eps",
-    variance: Literal["fixed_large", "fixed_small", "learned"] = "fixed_large",
+    variance: str = "fixed_large",
     levels: int = 256,
 ) -> Array:
     """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), or at t = 0 -log p(x_0 | x_1), (B,).
 
     Args:
         prediction: of the `target`, (B, ...).
-        exponent: of a learned variance beta^f posterior^(1 - f), 0 to 1, (B, ...).
+        exponent: f of a learned variance beta^f posterior^(1 - f), 0 to 1, (B, ...); None for that named.
         levels: values of a pixel, spread over [-1, 1]; 0 for a density.
     """
     estimate = processes.convert(gaussian, prediction, x_t, t, target, "x0")
@@ -35,7 +34,7 @@ def term(
     true_mean, _ = processes.posterior(gaussian, x0, x_t, t)
     row = lambda table: jnp.float32(table)[t].reshape(-1, *(1,) * (x0.ndim - 1))
     large, small = (row(table) for table in log_variances(gaussian))
-    if variance == "learned":
+    if exponent is not None:
         log_variance = exponent * large + (1 - exponent) * small
     else:
         log_variance = jnp.broadcast_to(large if variance == "fixed_large" else small, x0.shape)

@@ -106,7 +106,7 @@ class Config:
     """Largest norm of a gradient; longer ones are shortened to it."""
     ema_decay: float = 0.999
     """Decay of the averaged parameters that samples are drawn from; grows to this in the first steps."""
-    sampler: Literal["ddim", "ddpm", "dpm_solver_pp"] = "ddim"
+    sampler: Literal["ddim", "ddpm", "dpm_solver_pp", "heun"] = "ddim"
     """How `sample` draws where it is not told."""
     sampling_steps: int = 50
     """Network calls of `sample` where it is not told."""
@@ -201,7 +201,7 @@ def sample(
     cfg: Config,
     label: Array | int | None = None,
     *,
-    sampler: Literal["ddim", "ddpm", "dpm_solver_pp"] | None = None,
+    sampler: Literal["ddim", "ddpm", "dpm_solver_pp", "heun"] | None = None,
     steps: int | None = None,
     guidance: Array | float | None = None,
     eta: Array | float = 0.0,
@@ -234,8 +234,12 @@ def sample(
         stochastic = isinstance(eta, jax.core.Tracer) or np.any(eta)
         options |= {"eta": eta, "key": noise_key if stochastic else None}
         return samplers.ddim(model, x, process(cfg), times, **options)
+    if sampler == "heun":
+        return samplers.heun(
+            model, x, process(cfg), samplers.spaced(cfg.num_steps, (steps + 1) // 2), **options
+        )
     if sampler != "dpm_solver_pp":
-        raise ValueError(f"no sampler {sampler!r}: there are ddim, ddpm, dpm_solver_pp")
+        raise ValueError(f"no sampler {sampler!r}: there are ddim, ddpm, dpm_solver_pp, heun")
     return samplers.dpm_solver_pp(model, x, process(cfg), times, **options)
 
 

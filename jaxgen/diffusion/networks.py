@@ -122,5 +122,5 @@ def optimizer(cfg: Any) -> optax.GradientTransformation:
 
 def average(ema: Any, params: Any, step: Array, decay: float) -> Any:
     """The averaged parameters after a step; the decay grows to its value in the first steps."""
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
+    kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, ema, params)

@@ -22,7 +22,7 @@ from jaxgen.diffusion import processes, scan
 from jaxgen.diffusion.level_samplers import edm_heun, euler_ancestral
 from jaxgen.diffusion.processes import Gaussian
 
-__all__ = ["ddim", "ddim_inversion", "ddpm", "dpm_solver_pp", "edm_heun", "euler_ancestral", "spaced"]
+__all__ = ["ddim", "ddim_inversion", "ddpm", "dpm_solver_pp", "edm_heun", "euler_ancestral", "heun", "spaced"]
 
 Model = scan.Model
 
@@ -228,6 +228,37 @@ def dpm_solver_pp(
         return row["kept"] * x + row["shrink"] * ahead, x0
 
     return scan.run(step, (x, jnp.zeros_like(x)), rows, frames)
+
+
+def heun(
+    model: Model,
+    x: Array,
+    process: Gaussian,
+    timesteps: Any,
+    *,
+    target: str = "eps",
+    clip: float | None = None,
+    frames: int = 0,
+) -> Any:
+    """`edm_heun` for a discrete process, x_0 (B, ...) in 2 S - 1 calls: x_t / alpha_t is data at noise level
+    sigma_t / alpha_t. Frames are of that scale too.
+
+    Raises ValueError for a start without any signal.
+    """
+    times, (alpha, sigma), _ = _levels(process, timesteps, target)
+    if isinstance(alpha, np.ndarray) and alpha[0] == 0:
+        raise ValueError("Heun's method cannot start where no signal is left: start later")
+    sigmas = sigma / alpha
+    places = jnp.log(jnp.asarray(sigmas, x.dtype))
+
+    def denoise(y, level):
+        t = jnp.asarray(times)[jnp.argmin(jnp.abs(places - jnp.log(level[:, None])), axis=1)]
+        scale = (1 / jnp.sqrt(1 + level**2)).reshape(-1, *(1,) * (x.ndim - 1))
+        x_t = scale * y
+        estimate = processes.convert(process, model(x_t, t), x_t, t, target, "x0")
+        return estimate if clip is None else jnp.clip(estimate, -clip, clip)
+
+    return edm_heun(denoise, x / jnp.asarray(alpha[0], x.dtype), sigmas, frames=frames)
 
 
 def _levels(process, timesteps, target):

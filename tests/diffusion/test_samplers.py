@@ -126,7 +126,19 @@ def test_first_order_dpm_solver_is_ddim():
     np.testing.assert_allclose(first, second, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpm_solver_pp", "ddpm"])
+def test_heun_of_a_process_is_heun_by_noise_level():
+    times, x = samplers.spaced(1000, 12), jax.random.normal(jax.random.key(0), (3, 2))
+    alpha, sigma = processes.levels(PROCESS, times)
+    calls, wanted = [], samplers.edm_heun(exact.denoise, x / alpha[0], sigma / alpha)
+    model = lambda x, t: (calls.append(t), MODEL(x, t))[1]
+    np.testing.assert_allclose(samplers.heun(model, x, PROCESS, times), wanted, atol=2e-5)
+    assert len(calls) == 3  # traced twice inside the loop, once after it: 2 S - 1 calls of S times
+    ends = processes.gaussian(schedules.zero_terminal_snr(PROCESS.betas))
+    with pytest.raises(ValueError, match="no signal"):
+        samplers.heun(MODEL, x, ends, times, target="v")
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm_solver_pp", "ddpm", "heun"])
 def test_all_targets_are_one_model(name):
     extra = (jax.random.key(0),) if name == "ddpm" else ()
     x, times = jax.random.normal(jax.random.key(1), (3, 2)), samplers.spaced(1000, 12)
