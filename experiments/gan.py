@@ -8,7 +8,6 @@ python experiments/gan.py stacked_pacgan
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -48,7 +47,10 @@ def evaluate(key, state, train, test, cfg, folder):
     plot.save_grid(folder / "interpolation.png", gan.decode(state, z, cfg, label), SIDE)
     if cfg.num_continuous_codes:
         save_codes(folder / "codes.png", ends[0, 0], state, cfg)
-    return label_accuracy(key, state, test, cfg) if classes and cfg.conditioning != "info" else {}
+    if not classes or cfg.conditioning == "info":
+        return {}
+    draw = lambda key, label: gan.sample(key, state, len(label), cfg, label=label)
+    return samples.label_accuracy(key, draw, test, min(len(test), 5000))
 
 
 def save_codes(path, z, state, cfg):
@@ -58,23 +60,6 @@ def save_codes(path, z, state, cfg):
     codes, classes = jnp.concatenate(rows), range(min(3, gan.num_labels(cfg)) or 1)
     images = [gan.decode(state, codes, cfg, jnp.full(len(codes), label)) for label in classes]
     plot.save_grid(path, jnp.concatenate(images), SIDE)
-
-
-def label_accuracy(key, state, test, cfg):
-    """How often the classifier of the data set sees the label asked for; the floor is on test images."""
-    if samples.default_extractor(test) != "small-cnn":
-        return {}
-    extractor = features.load("small-cnn", test)
-    n = min(len(test), 5000)
-    label = np.arange(n) % cfg.num_classes
-    draw = jax.jit(lambda key, label: gan.sample(key, state, len(label), cfg, label=label))
-    parts = np.array_split(label, -(-n // 500))
-    fake = np.concatenate([draw(jax.random.fold_in(key, index), part) for index, part in enumerate(parts)])
-    found, floor = (
-        (features.probabilities(extractor, images).argmax(-1) == wanted).mean()
-        for images, wanted in ((fake, label), (test[:n]["image"], test[:n]["label"]))
-    )
-    return {f"label_accuracy ({extractor.name})": report.metric(found, "of samples", n, floor)}
 
 
 def evaluate_stacked(key, state, train, test, cfg, folder):

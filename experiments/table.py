@@ -4,10 +4,15 @@ python experiments/table.py
 """
 
 import json
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- results: written by experiments/table.py -->\n", "<!-- end of results -->\n"
+
+
+LEFT_OUT = ("kernel", "density", "coverage", "nearer_to_training", "classifier_score")
+"""Measures of samples that only the linked JSON has."""
 
 
 def render(folder: Path = ROOT / "experiments" / "results") -> str:
@@ -15,9 +20,10 @@ def render(folder: Path = ROOT / "experiments" / "results") -> str:
     lines = ["| System | Data | Metric | Reached | Published | Minutes | Command |", "|" + "---|" * 7]
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text())
-        metrics = result["metrics"]
+        metrics = {_short(name): metric for name, metric in result["metrics"].items() if _shown(name, metric)}
         cells = (
-            f"[{result['system']}](experiments/results/{path.stem}.png) ({result['paper']})",
+            f"{result['system']} ([picture](experiments/results/{path.stem}.png), "
+            f"[all numbers](experiments/results/{path.name})): {result['paper']}",
             result["data"],
             "<br>".join(f"{name}, n = {metric['n']}" for name, metric in metrics.items()),
             "<br>".join(map(_reached, metrics.values())),
@@ -27,6 +33,15 @@ def render(folder: Path = ROOT / "experiments" / "results") -> str:
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _shown(name, metric):
+    return metric["published"] is not None or not name.startswith(LEFT_OUT)
+
+
+def _short(name):
+    """A metric's name without the version of its feature extractor."""
+    return re.sub(r"\((small-cnn)[^,)]*\)", r"(\1)", name)
 
 
 def _reached(metric):

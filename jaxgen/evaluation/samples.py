@@ -88,6 +88,33 @@ def draw(key: Array, family: Any, state: Any, n: int, cfg: Any, batch_size: int 
     return np.concatenate([np.asarray(compiled(key, state), np.float32) for key in keys])[:n]
 
 
+def label_accuracy(key: Array, draw: Any, test: Any, n: int) -> dict[str, report.Metric]:
+    """How often the classifier of the data set sees the label asked for in n samples, as many of each.
+
+    Args:
+        draw: (key, labels (m,)) -> pictures (m, H, W, C), which is compiled.
+
+    The floor is on test images. Empty for data sets without a classifier.
+    """
+    if default_extractor(test) != "small-cnn":
+        return {}
+    extractor = features.load("small-cnn", test)
+    label = np.arange(n) % test.num_classes
+    drawn, floor = (
+        (features.probabilities(extractor, images).argmax(-1) == wanted).mean()
+        for images, wanted in ((of_labels(key, draw, label), label), (test[:n]["image"], test[:n]["label"]))
+    )
+    return {f"label_accuracy ({extractor.name})": report.metric(drawn, "of samples", n, floor)}
+
+
+def of_labels(key: Array, draw: Any, label: np.ndarray, *arguments: Any, batch_size: int = 500) -> np.ndarray:
+    """Samples of labels (N,) by draw(key, labels, *arguments), compiled, a batch at a time, (N, *shape)."""
+    compiled, parts = jax.jit(draw), np.array_split(label, -(-len(label) // batch_size))
+    keys = (jax.random.fold_in(key, index) for index in range(len(parts)))
+    drawn = (compiled(key, part, *arguments) for key, part in zip(keys, parts, strict=True))
+    return np.concatenate([np.asarray(x, np.float32) for x in drawn])
+
+
 def save_neighbours(
     path: Path, samples: np.ndarray, sample_features: np.ndarray, train: Any, extractor: features.Extractor
 ) -> None:

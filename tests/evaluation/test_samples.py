@@ -78,3 +78,26 @@ def test_samples_do_not_depend_on_how_many_are_drawn_at_once():
 def test_samples_that_are_not_finite():
     with pytest.raises(ValueError, match="not finite"):
         evaluate("ring", np.full((10, 2), np.nan, np.float32), num_samples=100)
+
+
+def test_label_accuracy_counts_the_class_asked_for():
+    """Pictures of the class asked for are named as test pictures are; those of the next class never right."""
+    test = data.load("digits", "test")
+    first = jnp.stack([test[:]["image"][np.argmax(test[:]["label"] == label)] for label in range(10)])
+    found = []
+    for shift in (0, 1):
+        draw = lambda key, label, shift=shift: first[(label + shift) % 10]
+        found += samples.label_accuracy(jax.random.key(0), draw, test, 120).values()
+    assert found[0]["value"] > 0.85
+    assert found[1]["value"] < 0.15
+    assert found[0]["floor"] == found[1]["floor"] > 0.9
+    assert samples.label_accuracy(jax.random.key(0), None, data.load("factors", "test"), 10) == {}
+
+
+def test_samples_of_labels_come_a_batch_at_a_time():
+    label = np.arange(7)
+    draw = lambda key, label, scale: scale * label + 0.5 * jax.random.uniform(key)
+    drawn = samples.of_labels(jax.random.key(0), draw, label, 2.0, batch_size=3)
+    noise = drawn - 2 * label
+    assert len(np.unique(noise.round(5))) == 3  # a key a batch
+    assert np.all((noise >= 0) & (noise < 0.5))

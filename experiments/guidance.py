@@ -1,0 +1,157 @@
+"""Classifier-free guidance of a diffusion model: how sure samples are of their class against how they vary.
+
+python experiments/guidance.py
+python experiments/guidance.py --data fashion_mnist --steps 6000 --patch 2
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxgen
+from jaxgen import data, experiment, plot, runs, shard
+from jaxgen.diffusion import ddpm
+from jaxgen.evaluation import features, frechet, prdc, result, samples
+
+COLUMNS = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Train a conditional model, or take a trained one, and measure its samples at every guidance scale."""
+
+    data: str = "digits"
+    """A data set with labels whose classifier jaxgen holds: digits, mnist or fashion_mnist."""
+    data_dir: Path | None = None
+    """Where prepared data sets lie."""
+    guidance: tuple[float, ...] = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+    """Scales: 0 ignores the label, 1 is the plain conditional model."""
+    run: Path | None = None
+    """Directory of a run of a conditional `ddpm` on these data; by default one is trained here."""
+    steps: int = 4000
+    """Training steps, if it is trained here."""
+    batch_size: int = 128
+    """Examples a step."""
+    patch: int = 1
+    """Side of the squares of pixels the network takes as one position."""
+    calls: int = 20
+    """Network calls of the sampler, DPM-Solver++; guidance doubles each."""
+    num_samples: int = 2000
+    """Most samples at each scale; the test split may hold fewer."""
+    seed: int = 0
+    """Of the training and the samples, the same noise at every scale."""
+    results: Path = Path("experiments/results/guidance")
+    """Folder for the table and the pictures."""
+
+
+def trained(options: Options, train: data.Dataset) -> tuple[ddpm.State, ddpm.Config]:
+    """The state of the options' run, or of one trained for them."""
+    if options.run is not None:
+        family, cfg, state = jaxgen.load(options.run)
+        if family is not ddpm or not cfg.conditional or cfg.shape != train.shape:
+            raise ValueError(f"{options.run} holds no conditional ddpm of {options.data}")
+        return state, cfg
+    cfg = ddpm.Config(
+        shape=train.shape,
+        num_classes=train.num_classes,
+        conditional=True,
+        patch=options.patch,
+        decay_steps=options.steps,
+    )
+    key = jax.random.key(options.seed)
+    return jaxgen.fit(
+        ddpm, cfg, train, steps=options.steps, batch_size=options.batch_size, key=key, mesh=shard.mesh(1)
+    ), cfg
+
+
+def measure(options, state, cfg, train, test):
+    """Rows of accuracy, Frechet distance, precision, recall and spread; real training data; a picture's rows.
+
+    Spread is the mean variance of the features within a class, that of test data being 1.
+    """
+    extractor = features.load("small-cnn", test)
+    n = min(options.num_samples, len(test))
+    label, key = np.arange(n) % cfg.num_classes, jax.random.key(options.seed + 1)
+    real = features.of(extractor, test[:n]["image"])
+    within = spread(real, np.asarray(test[:n]["label"]))
+
+    def draw(key, label, scale):
+        how = {"sampler": "dpm_solver_pp", "steps": options.calls, "guidance": scale}
+        return ddpm.sample(key, state, len(label), cfg, label, **how)
+
+    def row(images, wanted):
+        found = features.of(extractor, images)
+        moments = [frechet.Moments().update(x) for x in (real, found)]
+        distance = frechet.frechet_distance(*(part for m in moments for part in (m.mean, m.covariance)))
+        seen = features.probabilities(extractor, images).argmax(-1)
+        quality = prdc.prdc(real, found)
+        return {
+            "accuracy": float((seen == wanted).mean()),
+            "frechet": float(distance),
+            "precision": quality["precision"],
+            "recall": quality["recall"],
+            "spread": float(spread(found, wanted) / within),
+        }
+
+    rows, pictures = [], []
+    for scale in options.guidance:
+        images = samples.of_labels(key, draw, label, scale)
+        rows.append({"guidance": scale, **row(images, label)})
+        pictures.append(images[:COLUMNS])
+        print(", ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()), flush=True)
+    chosen = np.sort(np.asarray(jax.random.permutation(key, len(train))[:n]))
+    return rows, row(train[chosen]["image"], np.asarray(train[chosen]["label"])), jnp.concatenate(pictures)
+
+
+def spread(x: np.ndarray, label: np.ndarray) -> float:
+    """Mean over classes of the total variance of features (N, d) within each."""
+    return float(np.mean([x[label == c].var(0).sum() for c in np.unique(label)]))
+
+
+def save_curves(path, rows, floor):
+    """Every measure over the guidance scale; the dashes are real data's."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 4), ("accuracy", "frechet", "recall", "spread"), strict=True):
+        axes.plot([row["guidance"] for row in rows], [row[name] for row in rows], marker="o")
+        axes.axhline(floor[name], color="grey", linestyle="--")
+        axes.set(xlabel="guidance", title=name)
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+
+
+def main(options: Options) -> None:
+    """Print a line a scale, and write them as JSON with the curves and a row of samples a scale."""
+    since = time.perf_counter()
+    train, test = (data.load(options.data, split, options.data_dir) for split in ("train", "test"))
+    state, cfg = trained(options, train)
+    rows, floor, pictures = measure(options, state, cfg, train, test)
+    options.results.mkdir(parents=True, exist_ok=True)
+    plot.save_grid(options.results / f"{options.data}.png", pictures, COLUMNS)
+    save_curves(options.results / f"{options.data}-curves.png", rows, floor)
+    facts = {
+        "data": options.data,
+        "n": min(options.num_samples, len(test)),
+        "training_data": floor,
+        "command": result.command(sys.argv),
+        "minutes": round((time.perf_counter() - since) / 60, 1),
+        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} host cores",
+        "versions": runs.versions(),
+    }
+    text = json.dumps({**facts, "rows": rows}, indent=2) + "\n"
+    runs.write_text(options.results / f"{options.data}.json", text)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    with experiment.one_line_errors():
+        main(tyro.cli(Options))
