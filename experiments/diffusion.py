@@ -5,6 +5,7 @@ python experiments/diffusion.py ddpm --target v --schedule cosine
 python experiments/diffusion.py ddpm_fashion_mnist
 python experiments/diffusion.py edm
 python experiments/diffusion.py rectified_flow --coupling optimal
+python experiments/diffusion.py consistency
 python experiments/diffusion.py ddpm_cifar10 --extractor inception-v3:pt_inception-2015-12-05-6726825d.pth
 """
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import plot
-from jaxgen.diffusion import ddpm, edm, flow_matching, processes, schedules
+from jaxgen.diffusion import consistency, ddpm, edm, flow_matching, processes, schedules
 from jaxgen.evaluation import likelihood, report, samples
 from jaxgen.experiment import Options, System, main
 from jaxgen.types import observed
@@ -72,6 +73,13 @@ def evaluate_flow(key, state, train, test, cfg, folder, num_images, num_compared
     bits = likelihood.bits_per_dim(nats.mean(), x[0].size, flow_matching.PIXEL_STEP)
     metrics["nll_ode_bits_per_dim"] = report.metric(bits, "bits/dim, dequantised", len(x))
     return metrics | compare(key, flow_matching, state, train, test, cfg, folder, num_compared, settings)
+
+
+def evaluate_consistency(key, state, train, test, cfg, folder, num_compared, settings):
+    """Pictures of few calls and their distances, as `evaluate` has them."""
+    if len(cfg.shape) != 3:
+        return {}
+    return compare(key, consistency, state, train, test, cfg, folder, num_compared, settings)
 
 
 def compare(key, family, state, train, test, cfg, folder, num_compared, settings):
@@ -135,6 +143,7 @@ EDM_SETTINGS = {
 FLOW_SETTINGS = {f"euler {steps}": {"method": "euler", "steps": steps} for steps in (1, 2, 5, 10, 50)} | {
     "heun 25": {"method": "heun", "steps": 25}
 }
+CONSISTENCY_SETTINGS = {f"{steps} calls": {"steps": steps} for steps in (1, 2, 4, 8)}
 HO = "Ho, Jain & Abbeel 2020, table 1 (L_simple)"
 INCEPTION = "frechet (inception-v3-6726825d)"
 
@@ -172,6 +181,13 @@ SYSTEMS = {
         paper="Liu, Gong & Liu 2023; Lipman et al. 2023",
         options=Options(steps=3000),
         evaluate=functools.partial(evaluate_flow, num_images=359, num_compared=359, settings=FLOW_SETTINGS),
+    ),
+    "consistency": System(
+        family=consistency,
+        config=consistency.Config(data_std=0.75, curriculum_steps=5000),
+        paper="Song & Dhariwal 2024",
+        options=Options(steps=5000),
+        evaluate=functools.partial(evaluate_consistency, num_compared=359, settings=CONSISTENCY_SETTINGS),
     ),
     "ddpm_cifar10": System(
         family=ddpm,
