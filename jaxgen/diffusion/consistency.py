@@ -177,7 +177,7 @@ def distil(key: Array, teacher: edm.State, teacher_cfg: edm.Config, cfg: Config)
 
 
 def preconditioners(level: Array, cfg: Config) -> tuple[Array, Array, Array, Array]:
-    """c_skip, c_out, c_in and c_noise of levels (B,), each (B,); the first two are 1 and 0 at the smallest."""
+    """c_skip, c_out, c_in and c_noise of levels (B,), each (B,); the first are 1 and 0 at the smallest."""
     above, total = level - cfg.smallest_level, jnp.sqrt(level**2 + cfg.data_std**2)
     skip = cfg.data_std**2 / (above**2 + cfg.data_std**2)
     return skip, cfg.data_std * above / total, 1 / total, 0.25 * jnp.log(level)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import flax.linen as nn
@@ -79,7 +80,7 @@ def test_distilling_what_is_exact_leaves_the_error_of_the_solver(exact):
         )
         errors = [float(loss(intervals, DENOISES)) for intervals in (100, 200, 400)]
     assert errors[0] < 1e-7
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in itertools.pairwise(errors):
         assert coarse / fine == pytest.approx(64, rel=0.15)
 
 
@@ -106,7 +107,7 @@ def test_the_loss_is_the_weighted_pseudo_huber_distance(exact):
 
 
 def test_no_gradient_goes_through_the_target():
-    """It is that of the network at the higher level alone: a copy of the parameters as target changes it not."""
+    """A copy of the parameters as the target changes nothing, other parameters do."""
     params = jax.tree.map(lambda x: x + 0.1, consistency.init(jax.random.key(0), MLP).params)
     batch = {"x": jax.random.normal(jax.random.key(1), (64, 2))}
     gradient = jax.jit(
