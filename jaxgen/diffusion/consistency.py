@@ -37,11 +37,9 @@ from jaxgen import distributions
 from jaxgen.diffusion import edm, networks, schedules
 from jaxgen.types import Batch, Metrics, observed
 
-OF_THE_TEACHER = ("shape", "num_classes", "conditional", "data_std", "smallest_level", "largest_level") + (
-    *("exponent", "network", "hidden", "width", "multipliers", "num_blocks", "attention_sizes"),
-    *("num_heads", "num_groups", "patch", "dtype", "denoiser"),
-)
-"""Fields of the config that a student shares with its teacher."""
+TRAINING = {"log_level_mean", "log_level_std", "dropout", "learning_rate", "warmup_steps", "gradient_clip"}
+TRAINING |= {"ema_decay", "optimizer"}
+"""Fields of the config that a student does not take from its teacher: how it is trained."""
 
 
 @jax.tree_util.register_static
@@ -114,8 +112,6 @@ class Config:
     """Largest norm of a gradient; longer ones are shortened to it."""
     ema_decay: float = 0.999
     """Decay of the averaged parameters that samples are drawn from; grows to this in the first steps."""
-    sampling_steps: int = 1
-    """Network calls of `sample` where it is not told."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype of the network; parameters, levels and losses stay float32."""
     denoiser: nn.Module | None = None
@@ -171,7 +167,8 @@ def distil(key: Array, teacher: edm.State, teacher_cfg: edm.Config, cfg: Config)
     The config is `cfg` with the data, the levels and the network of the teacher. To train the student with
     `fit`, give it the state as `start`.
     """
-    shared = {name: getattr(teacher_cfg, name) for name in OF_THE_TEACHER}
+    names = {field.name for field in dataclasses.fields(Config)} - TRAINING
+    shared = {name: getattr(teacher_cfg, name) for name in names if hasattr(teacher_cfg, name)}
     cfg = dataclasses.replace(cfg, objective="distillation", **shared)
     return cfg, _start(key, teacher.ema, teacher.ema, cfg)
 
@@ -267,10 +264,11 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     updates, opt_state = optimizer(cfg).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = jnp.minimum(cfg.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    after = {"params": params, "opt_state": opt_state, "ema": _average(state.ema, params, decay)}
+    after = {"params": params, "opt_state": opt_state}
+    after["ema"] = optax.incremental_update(params, state.ema, 1 - decay)
     if cfg.target_decay:
         decay = cfg.target_decay ** ((cfg.first_intervals + 1) / (intervals + 1))
-        after["target"] = _average(state.target, params, decay)
+        after["target"] = optax.incremental_update(params, state.target, 1 - decay)
     metrics = {**metrics, "grad_norm": optax.tree.norm(grads), "intervals": jnp.float32(intervals)}
     return state._replace(step=state.step + 1, **after), metrics
 
@@ -282,7 +280,7 @@ def sample(
     cfg: Config,
     label: Array | int | None = None,
     *,
-    steps: int | None = None,
+    steps: int = 1,
     levels: Any = None,
 ) -> Array:
     """n draws by the averaged parameters, (n, *shape), in `steps` network calls.
@@ -297,8 +295,7 @@ def sample(
     if cfg.conditional and label is None:
         label = jax.random.randint(label_key, (n,), 0, cfg.num_classes)
     if levels is None:
-        count = cfg.sampling_steps if steps is None else steps
-        levels = schedules.karras(count + 1, cfg.smallest_level, cfg.largest_level, cfg.exponent)[:-1]
+        levels = schedules.karras(steps + 1, cfg.smallest_level, cfg.largest_level, cfg.exponent)[:-1]
     nothing = jnp.zeros((n, *cfg.shape))
     return multistep(function(state, cfg, label), nothing, levels, noise_key, cfg.smallest_level)
 
@@ -363,10 +360,6 @@ def _apply(params, x, level, label, cfg, dropout_key=None, coefficients=precondi
     output = networks.build(cfg).apply({"params": params}, *inputs, rngs=rngs)
     output = output.astype(jnp.promote_types(output.dtype, jnp.float32))
     return _spread(skip, x) * x + _spread(out, x) * output
-
-
-def _average(old, new, decay):
-    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, old, new)
 
 
 def _roots(cfg):
