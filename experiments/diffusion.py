@@ -186,9 +186,15 @@ SYSTEMS = {
     ),
     "consistency": System(
         family=consistency,
-        config=consistency.Config(data_std=0.75, curriculum_steps=5000),
+        config=consistency.Config(
+            data_std=0.75,
+            network="mlp",
+            hidden=(256, 256, 256),
+            last_intervals=160,
+            curriculum_steps=10_000,
+        ),
         paper="Song & Dhariwal 2024",
-        options=Options(steps=5000),
+        options=Options(steps=10_000),
         evaluate=functools.partial(evaluate_consistency, num_compared=359, settings=CONSISTENCY_SETTINGS),
     ),
     "ddpm_cifar10": System(

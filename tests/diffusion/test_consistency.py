@@ -42,7 +42,7 @@ class Exact(nn.Module):
         return (MEAN + kept * (x - MEAN) - skip * x) / jnp.where(out > 1e-9, out, jnp.inf)
 
 
-EXACT = consistency.Config(shape=(3,), denoiser=Exact())
+EXACT = consistency.Config(shape=(3,), denoiser=Exact(), embedding_scale=1000.0)
 DENOISES = {"denoises": 1.0}
 MLP = consistency.Config(shape=(2,), network="mlp", hidden=(64, 64), first_intervals=4, last_intervals=32)
 
