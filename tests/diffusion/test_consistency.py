@@ -2,8 +2,11 @@
 
 import dataclasses
 import functools
+import importlib
 import itertools
+import json
 import math
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -12,8 +15,11 @@ import numpy as np
 import pytest
 import scipy.stats
 
+import jaxgen
+from jaxgen import data, experiment
 from jaxgen.diffusion import consistency, edm
 
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 MEAN, STD, SMALLEST = 0.3, 0.4, 0.002
 
 
@@ -44,7 +50,7 @@ class Exact(nn.Module):
 
 EXACT = consistency.Config(shape=(3,), denoiser=Exact(), embedding_scale=1000.0)
 DENOISES = {"denoises": 1.0}
-MLP = consistency.Config(shape=(2,), network="mlp", hidden=(64, 64), first_intervals=4, last_intervals=32)
+MLP = consistency.Config(shape=(2,), network="mlp", hidden=(16,), first_intervals=4, last_intervals=32)
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +59,11 @@ def exact():
 
 
 def test_data_stay_as_they_are_whatever_the_network():
+    rng = np.random.default_rng(0)
     state = consistency.init(jax.random.key(0), MLP)
-    ema = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(1), x.shape), state.ema)
+    ema = jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), state.ema)
     function = jax.jit(consistency.function(state._replace(ema=ema), MLP))
-    x = jax.random.normal(jax.random.key(2), (50, 2))
+    x = jnp.asarray(rng.normal(size=(50, 2)), jnp.float32)
     np.testing.assert_array_equal(function(x, jnp.full(50, MLP.smallest_level)), x)
     assert float(jnp.abs(function(x, jnp.full(50, 1.0)) - x).max()) > 0.1
 
@@ -90,7 +97,8 @@ def test_the_loss_is_the_weighted_pseudo_huber_distance(exact):
     key = jax.random.key(1)
     for options in ({}, {"weights": "uniform", "levels": "uniform", "huber_scale": 0.1}):
         cfg = dataclasses.replace(EXACT, **options)
-        value, metrics = consistency.loss(exact.params, {"x": y}, key, cfg, intervals=20)
+        loss = functools.partial(consistency.loss, cfg=cfg, intervals=20)
+        value, metrics = jax.jit(loss)(exact.params, {"x": y}, key)
         index_key, noise_key, _ = jax.random.split(key, 3)
         index = np.asarray(consistency.draw_index(index_key, 500, 20, cfg))
         grid = np.linspace(SMALLEST ** (1 / 7), 80 ** (1 / 7), 21) ** 7
@@ -176,7 +184,7 @@ def test_a_student_starts_as_its_teacher_and_leaves_it_alone(teacher):
     )
     assert (cfg.objective, cfg.hidden, cfg.data_std, cfg.exponent) == ("distillation", (32,), 0.7, 5.0)
     assert cfg.first_intervals == MLP.first_intervals
-    fresh = consistency.init(jax.random.key(1), cfg)
+    fresh = jax.eval_shape(lambda: consistency.init(jax.random.key(1), cfg))
     assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, state)
     same = functools.partial(jax.tree.map, np.testing.assert_array_equal)
     for tree in (state.params, state.ema, state.target, state.teacher):
@@ -195,7 +203,7 @@ def test_a_student_starts_as_its_teacher_and_leaves_it_alone(teacher):
 
 def test_a_student_of_the_exact_denoiser_learns_where_its_flow_goes():
     """The teacher is an untrained `edm`, which is exact for data N(0, data_std^2)."""
-    teacher_cfg = edm.Config(shape=(1,), network="mlp", hidden=(64, 64))
+    teacher_cfg = edm.Config(shape=(1,), network="mlp", hidden=(64,))
     teacher_state = edm.init(jax.random.key(0), teacher_cfg)
     cfg, state = consistency.distil(
         jax.random.key(1),
@@ -218,6 +226,47 @@ def test_a_student_of_the_exact_denoiser_learns_where_its_flow_goes():
     before, after = error(state), error(fit(state))
     assert before > 0.2
     assert after < 0.1
+
+
+@pytest.mark.slow
+def test_one_call_draws_a_ring_learned_from_points():
+    cfg = consistency.Config(
+        shape=(2,), data_std=1.0, network="mlp", last_intervals=80, curriculum_steps=3000
+    )
+
+    @jax.jit
+    def fit(state):
+        def step(state, key):
+            angle = jax.random.uniform(key, (256,), maxval=2 * math.pi)
+            points = 1.5 * jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1)
+            return consistency.train_step(state, {"x": points}, cfg)
+
+        return jax.lax.scan(step, state, jax.random.split(jax.random.key(1), 3000))[0]
+
+    x = consistency.sample(jax.random.key(2), fit(consistency.init(jax.random.key(0), cfg)), 4000, cfg)
+    radius, angle = np.linalg.norm(x, axis=-1), np.arctan2(x[:, 1], x[:, 0])
+    assert np.abs(radius - 1.5).mean() < 0.15
+    quarters = np.histogram(angle, 4, (-math.pi, math.pi))[0] / 4000
+    np.testing.assert_allclose(quarters, 0.25, atol=0.05)
+
+
+@pytest.mark.slow
+def test_the_script_distils_a_run(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    distill, train = importlib.import_module("distill"), data.load("digits")
+    cfg = experiment.shape_to(train, edm.Config(network="mlp", hidden=(8,)))
+    run_dir = tmp_path / "teacher"
+    options = {"steps": 2, "batch_size": 32, "sample_every": 0}
+    teacher = jaxgen.fit(edm, cfg, train, key=jax.random.key(0), run_dir=run_dir, **options)
+    distill.main(distill.Options(teacher=run_dir, steps=3, batch_size=32, num_samples=50))
+    family, cfg, state = jaxgen.load(tmp_path / "teacher-distilled")
+    assert (family, cfg.objective, int(state.step)) == (consistency, "distillation", 3)
+    jax.tree.map(np.testing.assert_array_equal, state.teacher, teacher.ema)
+    metrics = json.loads((tmp_path / "teacher-distilled" / "report.json").read_text())["metrics"]
+    names = [name.partition(", ")[2] for name in metrics if name.startswith("frechet")]
+    assert set(names) == {"", "teacher, 35 calls", "1 calls", "2 calls", "4 calls", "8 calls"}
+    with pytest.raises(ValueError, match=r"give one of jaxgen\.diffusion\.edm"):
+        distill.main(distill.Options(teacher=tmp_path / "teacher-distilled"))
 
 
 def test_what_does_not_go_together_is_refused(exact):
