@@ -31,18 +31,12 @@ def shrink(level):
 class Exact(nn.Module):
     """The F of the exact consistency function, and for the parameter 1 in place of 0 that of the denoiser."""
 
-    data_std: float = 0.5
-
     @nn.compact
     def __call__(self, x, t, label=None, train=False):
         denoises = self.param("denoises", nn.initializers.zeros, ())
         level = jnp.exp(t / 250)[:, None]
-        settings = consistency.Config(data_std=self.data_std)
-        coefficients = consistency.preconditioners(level, settings)
-        skip, out, into, _ = (
-            jnp.where(denoises, a, b)
-            for a, b in zip(edm.preconditioners(level, settings), coefficients, strict=True)
-        )
+        both = (module.preconditioners(level, consistency.Config()) for module in (edm, consistency))
+        skip, out, into, _ = (jnp.where(denoises, *pair) for pair in zip(*both, strict=True))
         x = x / into
         kept = jnp.where(denoises, STD**2 / (STD**2 + level**2), shrink(level))
         return (MEAN + kept * (x - MEAN) - skip * x) / jnp.where(out > 1e-9, out, jnp.inf)
@@ -205,12 +199,8 @@ def test_a_student_of_the_exact_denoiser_learns_where_its_flow_goes():
     """The teacher is an untrained `edm`, which is exact for data N(0, data_std^2)."""
     teacher_cfg = edm.Config(shape=(1,), network="mlp", hidden=(64,))
     teacher_state = edm.init(jax.random.key(0), teacher_cfg)
-    cfg, state = consistency.distil(
-        jax.random.key(1),
-        teacher_state,
-        teacher_cfg,
-        consistency.Config(curriculum_steps=600, last_intervals=40),
-    )
+    options = consistency.Config(curriculum_steps=600, last_intervals=40)
+    cfg, state = consistency.distil(jax.random.key(1), teacher_state, teacher_cfg, options)
     level = jnp.geomspace(0.05, 60.0, 40)
     x = jnp.sqrt(level**2 + 0.25)[:, None]
     gain = math.sqrt(0.25 + SMALLEST**2)
