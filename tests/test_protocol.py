@@ -30,6 +30,7 @@ SMALL = {
     "jaxgen.classical.hmm": {"num_states": 2},
     "jaxgen.classical.lda": {"num_topics": 3, "max_inner_steps": 20},
     "jaxgen.classical.plsa": {"num_topics": 3, "fold_steps": 5},
+    "jaxgen.diffusion.consistency": {"network": "mlp", "hidden": (64, 64)},
     "jaxgen.diffusion.ddpm": {"network": "mlp", "hidden": (64, 64), "num_steps": 50, "sampling_steps": 10},
     "jaxgen.diffusion.edm": {"network": "mlp", "hidden": (64, 64)},
     "jaxgen.diffusion.flow_matching": {"network": "mlp", "hidden": (64, 64), "sampling_steps": 10},

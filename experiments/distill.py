@@ -1,0 +1,91 @@
+"""Distil a trained EDM into a consistency model, which needs one call a sample.
+
+python experiments/diffusion.py edm --run-dir runs/teacher
+python experiments/distill.py runs/teacher --steps 3000
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import diffusion
+import jax
+import tyro
+
+import jaxgen
+from jaxgen import data, experiment, runs
+from jaxgen.diffusion import consistency, edm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """A student of a run's network, on the run's data."""
+
+    teacher: tyro.conf.Positional[Path]
+    """Directory of a run of `edm`."""
+    run_dir: Path | None = None
+    """Directory of the student's run; resumed if it exists; by default the teacher's with -distilled."""
+    data_dir: Path | None = None
+    """Where prepared data sets lie."""
+    steps: int = 3000
+    """Training steps."""
+    batch_size: int = 128
+    """Examples a step, over all devices."""
+    intervals: int = 17
+    """Intervals between noise levels, each a step of the teacher's flow."""
+    learning_rate: float = 4e-4
+    """Adam's step size."""
+    seed: int = 0
+    """Seed of the order of the data and every step."""
+    num_samples: int = 10_000
+    """Samples measured against the test split, if it has as many."""
+
+
+def main(options: Options) -> None:
+    """Train the student, and measure it and its teacher."""
+    family, teacher_cfg, teacher = jaxgen.load(options.teacher)
+    if family is not edm:
+        raise ValueError(f"{options.teacher} is a run of {family.__name__}: give one of jaxgen.diffusion.edm")
+    source = runs.resolve(options.teacher)
+    name = runs.read_description(source)["data"]
+    size = teacher_cfg.shape[0] if len(teacher_cfg.shape) == 3 else None
+    train, test = (data.load(name, split, options.data_dir, size) for split in ("train", "test"))
+    cfg = consistency.Config(
+        first_intervals=options.intervals,
+        last_intervals=options.intervals,
+        levels="uniform",
+        weights="uniform",
+        learning_rate=options.learning_rate,
+    )
+    key = jax.random.key(options.seed)
+    cfg, start = consistency.distil(key, teacher, teacher_cfg, cfg)
+    run_dir = options.run_dir or source.with_name(f"{source.name}-distilled")
+    state = jaxgen.fit(
+        consistency,
+        cfg,
+        train,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        key=key,
+        run_dir=run_dir,
+        start=start,
+        on_log=lambda step, metrics: print(f"step {step}: loss {metrics['loss']:.4g}", flush=True),
+    )
+
+    def evaluate(key, state, train, test, cfg, folder):
+        """Distances of the teacher's samples and, with their picture, of the student's in few calls."""
+        if len(cfg.shape) != 3:
+            return {}
+        compare = functools.partial(diffusion.compare, key, num_compared=options.num_samples)
+        settings = {"teacher, 35 calls": {"steps": 18}}
+        metrics = compare(edm, teacher, train, test, teacher_cfg, folder, settings=settings)
+        settings = diffusion.CONSISTENCY_SETTINGS
+        return metrics | compare(consistency, state, train, test, cfg, folder, settings=settings)
+
+    parts = consistency, cfg, state, train, test, run_dir
+    experiment.evaluate_run(*parts, seed=options.seed, num_samples=options.num_samples, evaluate=evaluate)
+
+
+if __name__ == "__main__":
+    with experiment.one_line_errors():
+        main(tyro.cli(Options))
