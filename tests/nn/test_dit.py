@@ -24,8 +24,11 @@ def drawn(shapes, seed, scale=0.3):
 INPUTS = jax.random.normal(jax.random.key(0), (2, 6, 4, 3)), jnp.array([3, 700]), jnp.array([0, 2])
 
 
+IN_ORDER = np.arange(6)
+
+
 @jax.jit
-def apply(variables, x, t, label, order=np.arange(6)):
+def apply(variables, x, t, label, order=IN_ORDER):
     """SMALL with the codes of places in another order."""
     original = dit.positions
     with pytest.MonkeyPatch.context() as patch:
@@ -172,7 +175,7 @@ def test_a_config_chooses_it(family):
     assert state.params["DiT_0"]["label"]["embedding"].shape == (5, 16)
     after, _ = jax.eval_shape(functools.partial(family.train_step, cfg=cfg), state, batch)
     assert jax.tree.leaves(after) == jax.tree.leaves(state)
-    with pytest.raises(ValueError, match="a DiT takes images .*use network mlp"):
+    with pytest.raises(ValueError, match=r"a DiT takes images .*use network mlp"):
         family.init(jax.random.key(0), dataclasses.replace(cfg, shape=(3,)))
 
 
