@@ -87,7 +87,7 @@ class System:
     evaluate: Evaluate | None = None
     """By default every likelihood the family has. Samples are measured besides."""
     before: Before | None = None
-    """What has to be trained first, such as a model that this one builds on; `--start` is for this to read."""
+    """What has to be trained first, such as a model this one builds on; `--start` is then for it to read."""
     published: Mapping[tuple[str, str], tuple[float, str]] = dataclasses.field(default_factory=dict)
     """(data, metric) -> the published figure and where it stands."""
 
