@@ -137,6 +137,7 @@ def test_patches_know_each_other_by_their_places_alone(first):
     assert np.abs(apply(variables, permuted(x), *given) - out).max() > 0.01
 
 
+@pytest.mark.slow
 def test_the_label_is_heeded_after_two_steps(first):
     """The first step moves the last layer alone, behind zeros; the second what gives it shifts and scales."""
     x, t, label = INPUTS
