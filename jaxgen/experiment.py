@@ -54,7 +54,8 @@ class Options:
     run_dir: Path | None = None
     """Directory of the run; an existing one is resumed. By default a new one under runs/."""
     start: Path | None = None
-    """Directory of a run of the same networks, also under other options, from whose parameters to start."""
+    """Directory of a run of the same networks, also under other options, from whose parameters to start; for
+    latent diffusion also of a first stage."""
     results: Path | None = None
     """Also write the result as <system>-<data>.json with its picture into this folder."""
     fsdp: int = 1

@@ -14,7 +14,7 @@ from jaxgen.autoencoder import ae, vae, vq_vae
 from jaxgen.diffusion import ddpm, latent, processes
 
 TINY = {"network": "mlp", "hidden": (8,), "num_steps": 10, "sampling_steps": 4}
-MAPS = vq_vae.Config(shape=(4, 4, 1), network="conv", hidden=(4,), num_codes=5, code_size=2)
+QUANTISED = vq_vae.Config(shape=(4, 4, 1), hidden=(8,), num_codes=5, code_size=2, num_positions=3)
 
 
 class Identity(nn.Module):
@@ -25,8 +25,8 @@ class Identity(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def maps():
-    cfg = latent.config(MAPS, **TINY)
+def quantised():
+    cfg = latent.config(QUANTISED, **TINY)
     batch = {"image": jax.random.normal(jax.random.key(0), (16, 4, 4, 1))}
     return cfg, jax.jit(functools.partial(latent.init, cfg=cfg))(jax.random.key(1), batch=batch), batch
 
@@ -38,37 +38,38 @@ def test_a_config_holds_that_of_the_first_stage():
     assert cfg.first_options == (("num_latents", 5), ("hidden", (7,)))
     assert latent.first_config(cfg) == first
     assert latent.prior(cfg) == ddpm.Config(shape=(5,), levels=0, network="mlp", width=16)
-    assert latent.prior(latent.config(MAPS, network="unet")).shape == (2, 2, 2)
-    assert latent.code_shape(latent.config(vq_vae.Config(num_positions=3))) == (3, 16)
+    quantised = vq_vae.Config(network="conv", hidden=(4,), code_size=3)
+    assert latent.prior(latent.config(quantised, network="unet")).shape == (4, 4, 3)
+    assert latent.code_shape(latent.config(QUANTISED)) == (3, 2)
 
 
-def test_codes_have_unit_variance_and_decoding_quantises_them(maps):
-    cfg, state, batch = maps
+def test_codes_have_unit_variance_and_decoding_quantises_them(quantised):
+    cfg, state, batch = quantised
     codes = latent.encode(state, batch["image"], cfg)
-    assert codes.shape == (16, 2, 2, 2)
+    assert codes.shape == (16, 3, 2)
     assert float(codes.std()) == pytest.approx(1.0, abs=1e-5)
-    given = vq_vae.encodings(state.first, batch["image"], MAPS)
+    given = vq_vae.encodings(state.first, batch["image"], QUANTISED)
     np.testing.assert_allclose(codes, given / given.std(), rtol=1e-5)
-    plain = vq_vae.reconstruct(state.first, batch["image"], MAPS)
+    plain = vq_vae.reconstruct(state.first, batch["image"], QUANTISED)
     np.testing.assert_allclose(latent.reconstruct(state, batch["image"], cfg), plain, atol=1e-6)
 
 
-def test_a_step_leaves_the_first_stage(maps):
-    cfg, state, batch = maps
+def test_a_step_leaves_the_first_stage(quantised):
+    cfg, state, batch = quantised
     after, _ = jax.jit(functools.partial(latent.train_step, cfg=cfg))(state, batch)
     same = lambda *pair: jax.tree.leaves(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), *pair))
     assert all(same((state.first, state.scale), (after.first, after.scale)))
     assert not all(same(state.params, after.params))
 
 
-def test_samples_are_decoded_samples_of_codes(maps):
-    cfg, state, _ = maps
+def test_samples_are_decoded_samples_of_codes(quantised):
+    cfg, state, _ = quantised
 
     @jax.jit
     def draw(key):
         codes = ddpm.sample(key, latent.ddpm_state(state), 3, latent.prior(cfg))
         nearest = vq_vae.nearest(codes / state.scale, state.first.params["codebook"])
-        return latent.sample(key, state, 3, cfg, frames=2), vq_vae.decode(state.first, nearest, MAPS)
+        return latent.sample(key, state, 3, cfg, frames=2), vq_vae.decode(state.first, nearest, QUANTISED)
 
     (x, path), wanted = draw(jax.random.key(2))
     np.testing.assert_allclose(x, wanted, atol=1e-5)
@@ -101,7 +102,7 @@ def test_around_the_identity_it_is_diffusion_of_scaled_data():
 
 def test_pictures_are_mirrored_before_they_are_encoded():
     first = ae.Config(shape=(2, 2, 1), encoder=Identity(), decoder=Identity())
-    cfg = latent.config(first, **TINY, flip=True)
+    cfg = latent.config(first, **TINY, flip=True, target="v")
     state = latent.init(jax.random.key(0), cfg)
 
     @jax.jit
