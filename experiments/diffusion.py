@@ -254,7 +254,7 @@ SYSTEMS = {
         ),
         paper=ROMBACH,
         options=Options(steps=3000),
-        before=functools.partial(first_stage, steps=2000),
+        before=functools.partial(first_stage, steps=1000),
         evaluate=functools.partial(evaluate_latent, num_compared=359, settings=LATENT_SETTINGS),
     ),
     "latent_fashion_mnist": System(
