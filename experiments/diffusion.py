@@ -8,8 +8,12 @@ python experiments/diffusion.py rectified_flow --coupling optimal
 python experiments/diffusion.py consistency
 python experiments/diffusion.py edm_cifar10
 python experiments/diffusion.py ddpm_cifar10 --extractor inception-v3:pt_inception-2015-12-05-6726825d.pth
+python experiments/diffusion.py latent
+python experiments/diffusion.py latent --network dit --width 64
+python experiments/diffusion.py latent_fashion_mnist --start runs/my_vq_vae
 """
 
+import dataclasses
 import functools
 import types
 
@@ -17,8 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen import plot
-from jaxgen.diffusion import consistency, ddpm, edm, flow_matching, processes, schedules
+import jaxgen
+from jaxgen import plot, shard
+from jaxgen.autoencoder import vq_vae
+from jaxgen.diffusion import consistency, ddpm, edm, flow_matching, latent, processes, schedules
 from jaxgen.evaluation import likelihood, report, samples
 from jaxgen.experiment import Options, System, main
 from jaxgen.types import observed
@@ -81,6 +87,72 @@ def evaluate_consistency(key, state, train, test, cfg, folder, num_compared, set
     if len(cfg.shape) != 3:
         return {}
     return compare(key, consistency, state, train, test, cfg, folder, num_compared, settings)
+
+
+def first_stage(train, cfg, options, steps):
+    """The config and a State around a trained first stage.
+
+    With `--start` it is that of this run, of a latent diffusion or of one of its first stages; else it is
+    trained now, for `steps` steps, in the folder `first` of the run.
+    """
+    key = jax.random.fold_in(jax.random.key(options.seed), 3)
+    if options.start is None:
+        first_cfg = latent.first_config(cfg)
+        first = jaxgen.fit(
+            latent.FIRST[cfg.first].family,
+            first_cfg,
+            train,
+            steps=steps,
+            batch_size=options.batch_size,
+            key=key,
+            run_dir=options.run_dir / "first",
+            mesh=shard.mesh(fsdp=options.fsdp),
+            chunk=options.chunk,
+        )
+    else:
+        family, first_cfg, first = jaxgen.load(options.start)
+        if first_cfg.shape != cfg.shape:
+            raise ValueError(f"{options.start} is of data {first_cfg.shape}, and these are {cfg.shape}")
+        if family is latent:
+            return cfg, first
+        found = latent.config(first_cfg)
+        cfg = dataclasses.replace(cfg, first=found.first, first_options=found.first_options)
+    return cfg, jax.jit(functools.partial(latent.around, cfg=cfg))(key, first, batch=train[:2000])
+
+
+def evaluate_latent(key, state, train, test, cfg, folder, num_compared, settings):
+    """The error of the first stage on the test set; pictures and distances as `evaluate` has them.
+
+    Distances also of what the first stage draws by itself, without the diffusion, and of training pictures
+    it reconstructs, which is as near as samples can come.
+    """
+    x, again = test[:2000]["image"], jax.jit(lambda x: latent.reconstruct(state, x, cfg))
+    plot.save_pairs(folder / "reconstructions.png", x[:48], again(x[:48]))
+    metrics = {"reconstruction_mse": report.metric(((again(x) - x) ** 2).mean(), "squared", len(x))}
+    metrics["loss"] = report.metric(latent_loss(key, state, x, cfg), "squared, a dimension", len(x))
+    frames = latent.sample(key, state, 6, cfg, steps=min(100, cfg.num_steps), frames=COLUMNS)[1]
+    save_backward(folder / "backward.png", frames)
+    family, first_cfg = latent.FIRST[cfg.first].family, latent.first_config(cfg)
+
+    def alone(key, state, n, cfg):
+        return family.sample(key, state.first, n, first_cfg)
+
+    def reconstructed(key, state, n, cfg):
+        rows = jax.random.choice(key, len(train), (n,), replace=False)
+        return latent.reconstruct(state, jnp.asarray(train[:]["image"])[rows], cfg)
+
+    metrics |= compare(key, latent, state, train, test, cfg, folder, num_compared, settings)
+    for name, sample in {"first stage alone": alone, "reconstructions": reconstructed}.items():
+        drawn = types.SimpleNamespace(sample=sample)
+        found = samples.evaluate(key, drawn, state, train, test, cfg, num_compared)
+        metrics |= {f"{metric}, {name}": found[metric] for metric in found if metric.startswith("frechet")}
+    return metrics
+
+
+def latent_loss(key, state, x, cfg):
+    """The squared error of what the diffusion predicts from the codes of pictures."""
+    batch = {"x": latent.encode(state, x, cfg)}
+    return jax.jit(lambda batch: ddpm.loss(state.ema, batch, key, latent.prior(cfg))[1]["mse"])(batch)
 
 
 def compare(key, family, state, train, test, cfg, folder, num_compared, settings):
@@ -148,6 +220,8 @@ FLOW_SETTINGS = {f"euler {steps}": {"method": "euler", "steps": steps} for steps
     "heun 25": {"method": "heun", "steps": 25}
 }
 CONSISTENCY_SETTINGS = {f"{steps} calls": {"steps": steps} for steps in (1, 2, 4, 8)}
+LATENT_SETTINGS = {name: SETTINGS[name] for name in ("ddim 10", "ddim 50", "dpm_solver_pp 20")}
+ROMBACH = "Rombach, Blattmann, Lorenz, Esser & Ommer 2022"
 HO = "Ho, Jain & Abbeel 2020, table 1 (L_simple)"
 KARRAS = "Karras, Aittala, Aila & Laine 2022, abstract (unconditional, augmented, 35 calls)"
 INCEPTION = "frechet (inception-v3-6726825d)"
@@ -193,6 +267,31 @@ SYSTEMS = {
         paper="Song & Dhariwal 2024",
         options=Options(steps=10_000),
         evaluate=functools.partial(evaluate_consistency, num_compared=359, settings=CONSISTENCY_SETTINGS),
+    ),
+    "latent": System(
+        family=latent,
+        config=latent.config(
+            vq_vae.Config(network="conv", hidden=(64,), num_codes=256, code_size=3), network="unet"
+        ),
+        paper=ROMBACH,
+        options=Options(steps=3000),
+        before=functools.partial(first_stage, steps=1000),
+        evaluate=functools.partial(evaluate_latent, num_compared=359, settings=LATENT_SETTINGS),
+    ),
+    "latent_fashion_mnist": System(
+        family=latent,
+        config=latent.config(
+            vq_vae.Config(network="conv", hidden=(32, 64), num_codes=512, code_size=4), network="unet"
+        ),
+        paper=ROMBACH,
+        options=Options(
+            data="fashion_mnist",
+            steps=4000,
+            batch_size=64,
+            num_samples=2000,
+        ),
+        before=functools.partial(first_stage, steps=3000),
+        evaluate=functools.partial(evaluate_latent, num_compared=1000, settings=LATENT_SETTINGS),
     ),
     "ddpm_cifar10": System(
         family=ddpm,

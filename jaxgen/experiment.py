@@ -29,6 +29,9 @@ from jaxgen.evaluation import likelihood, report, result, samples
 Evaluate = Callable[..., dict[str, report.Metric]]
 """(key, state, train, test, cfg, folder) -> metrics on held-out data; may leave pictures in the folder."""
 
+Before = Callable[[Any, Any, "Options"], tuple[Any, Any]]
+"""(train, cfg, options) -> the config and a State from whose parameters to start, see `jaxgen.fit`."""
+
 FROM_THE_DATA = ("shape", "num_classes")
 
 
@@ -51,7 +54,8 @@ class Options:
     run_dir: Path | None = None
     """Directory of the run; an existing one is resumed. By default a new one under runs/."""
     start: Path | None = None
-    """Directory of a run of the same networks, also under other options, from whose parameters to start."""
+    """Directory of a run of the same networks, also under other options, from whose parameters to start; for
+    latent diffusion also of a first stage."""
     results: Path | None = None
     """Also write the result as <system>-<data>.json with its picture into this folder."""
     fsdp: int = 1
@@ -83,6 +87,8 @@ class System:
     options: Options = Options()
     evaluate: Evaluate | None = None
     """By default every likelihood the family has. Samples are measured besides."""
+    before: Before | None = None
+    """What has to be trained first, such as a model this one builds on; `--start` is then for it to read."""
     published: Mapping[tuple[str, str], tuple[float, str]] = dataclasses.field(default_factory=dict)
     """(data, metric) -> the published figure and where it stands."""
 
@@ -132,14 +138,21 @@ def one_line_errors():
 def run_system(name: str, system: System, options: Options, cfg: Any) -> Any:
     """Train and evaluate one system as its script does; returns the State."""
     run_dir = options.run_dir or _new_run_dir(name, options)
-    state = run(system.family, cfg, dataclasses.replace(options, run_dir=run_dir), system.evaluate)
+    options = dataclasses.replace(options, run_dir=run_dir)
+    state = run(system.family, cfg, options, system.evaluate, system.before)
     if options.results and jax.process_index() == 0:
         folder, published = options.results, system.published
         result.write(folder, run_dir, name, system.paper, options.data, options.seed, published)
     return state
 
 
-def run(family: Any, cfg: Any, options: Options, evaluate: Evaluate | None = None) -> Any:
+def run(
+    family: Any,
+    cfg: Any,
+    options: Options,
+    evaluate: Evaluate | None = None,
+    before: Before | None = None,
+) -> Any:
     """Load the data, shape `cfg` to it, fit, evaluate on the test split, report; returns the State."""
     shard.initialize()
     train, test = (
@@ -147,6 +160,11 @@ def run(family: Any, cfg: Any, options: Options, evaluate: Evaluate | None = Non
     )
     cfg = shape_to(train, cfg)
     run_dir = options.run_dir or _new_run_dir(family.__name__.rsplit(".", 1)[-1], options)
+    start = None
+    if before is not None:
+        cfg, start = before(train, cfg, dataclasses.replace(options, run_dir=run_dir))
+    elif options.start is not None:
+        start = jaxgen.load(options.start)[2]
     state = jaxgen.fit(
         family,
         cfg,
@@ -155,7 +173,7 @@ def run(family: Any, cfg: Any, options: Options, evaluate: Evaluate | None = Non
         batch_size=options.batch_size,
         key=jax.random.key(options.seed),
         run_dir=run_dir,
-        start=None if options.start is None else jaxgen.load(options.start)[2],
+        start=start,
         mesh=shard.mesh(fsdp=options.fsdp),
         chunk=options.chunk,
         log_every=options.log_every,

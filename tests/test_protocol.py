@@ -34,6 +34,12 @@ SMALL = {
     "jaxgen.diffusion.ddpm": {"network": "mlp", "hidden": (64, 64), "num_steps": 50, "sampling_steps": 10},
     "jaxgen.diffusion.edm": {"network": "mlp", "hidden": (64, 64)},
     "jaxgen.diffusion.flow_matching": {"network": "mlp", "hidden": (64, 64), "sampling_steps": 10},
+    "jaxgen.diffusion.latent": {
+        "first_options": (("hidden", (32,)), ("num_latents", 4)),
+        "hidden": (64, 64),
+        "num_steps": 50,
+        "sampling_steps": 10,
+    },
 }
 """Config values that make a family quick; one not named here is tested with its defaults."""
 

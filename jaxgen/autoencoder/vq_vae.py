@@ -224,7 +224,12 @@ def sample(key: Array, state: State, n: int, cfg: Config) -> Array:
 
 def encode(state: State, x: Array, cfg: Config) -> Array:
     """Codes of data x (B, *shape): int32 (B, num_positions), or (B, h, w) from convolutions."""
-    return nearest(_encode(state.params, x, cfg), state.params["codebook"])
+    return nearest(encodings(state, x, cfg), state.params["codebook"])
+
+
+def encodings(state: State, x: Array, cfg: Config) -> Array:
+    """What becomes the codes of data x (B, *shape): z, float32 (B, *positions, code_size)."""
+    return _encode(state.params, x, cfg)
 
 
 def decode(state: State, indices: Array, cfg: Config) -> Array:

@@ -37,8 +37,8 @@ from jaxgen import distributions
 from jaxgen.diffusion import edm, networks, schedules
 from jaxgen.types import Batch, Metrics, observed
 
-TRAINING = {"log_level_mean", "log_level_std", "dropout", "learning_rate", "warmup_steps", "gradient_clip"}
-TRAINING |= {"ema_decay", "optimizer"}
+TRAINING = {"log_level_mean", "log_level_std", "dropout", "learning_rate", "warmup_steps", "decay_steps"}
+TRAINING |= {"gradient_clip", "ema_decay", "optimizer"}
 """Fields of the config that a student does not take from its teacher: how it is trained."""
 
 
@@ -86,12 +86,12 @@ class Config:
     for the parameters being trained."""
     embedding_scale: float = 10.0
     """c_noise is embedded times this: the larger, the better the network can tell levels apart."""
-    network: Literal["unet", "mlp"] = "unet"
-    """U-Net for images, or fully connected."""
+    network: Literal["unet", "dit", "mlp"] = "unet"
+    """U-Net or transformer for images, or fully connected."""
     hidden: tuple[int, ...] = (128, 128, 128)
     """mlp only: widths of the layers."""
     width: int = 32
-    """unet only: channels at full size."""
+    """unet and dit: channels, in the U-Net at full size."""
     multipliers: tuple[int, ...] = (1, 2)
     """unet only: times width, the channels at full size, at half, ...; odd sizes are padded inside."""
     num_blocks: int = 1
@@ -99,17 +99,21 @@ class Config:
     attention_sizes: tuple[int, ...] = ()
     """unet only: heights of the feature maps with self-attention; the smallest map has it once anyway."""
     num_heads: int = 1
-    """unet only: heads of the attention."""
+    """unet and dit: heads of the attention."""
     num_groups: int = 8
     """unet only: groups of the normalization."""
     patch: int = 1
-    """unet only: side of the squares of pixels taken as one position."""
+    """unet and dit: side of the squares of pixels taken as one position."""
+    depth: int = 6
+    """dit only: blocks."""
     dropout: float = 0.0
     """Share of the hidden features dropped in training, the same ones at both levels."""
     learning_rate: float = 1e-3
     """Adam's step size."""
     warmup_steps: int = 0
     """Steps in which the step size rises linearly from zero."""
+    decay_steps: int = 0
+    """Steps in which the step size falls to zero along half a cosine; 0 keeps it."""
     gradient_clip: float = 1.0
     """Largest norm of a gradient; longer ones are shortened to it."""
     ema_decay: float = 0.999
@@ -133,16 +137,6 @@ class State(NamedTuple):
     ema: Any  # averaged parameters, for sampling
     target: Any  # averaged parameters of the target, () where it has none of its own
     teacher: Any  # parameters of the teacher, () in training on data alone
-
-
-def optimizer(cfg: Config) -> optax.GradientTransformation:
-    """The config's own optimizer, or Adam with warm-up and clipping."""
-    if cfg.optimizer is not None:
-        return cfg.optimizer
-    rate: Any = cfg.learning_rate
-    if cfg.warmup_steps:
-        rate = optax.linear_schedule(0.0, rate, cfg.warmup_steps)
-    return optax.chain(optax.clip_by_global_norm(cfg.gradient_clip), optax.adam(rate))
 
 
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
@@ -263,11 +257,10 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     teacher = state.teacher if cfg.objective == "distillation" else None
     gradient = jax.grad(loss, has_aux=True)
     grads, metrics = gradient(state.params, batch, key, cfg, intervals, target, teacher)
-    updates, opt_state = optimizer(cfg).update(grads, state.opt_state, state.params)
+    updates, opt_state = networks.optimizer(cfg).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    decay = jnp.minimum(cfg.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    after = {"params": params, "opt_state": opt_state}
-    after["ema"] = optax.incremental_update(params, state.ema, 1 - decay)
+    ema = networks.average(state.ema, params, state.step, cfg.ema_decay)
+    after = {"params": params, "opt_state": opt_state, "ema": ema}
     if cfg.target_decay:
         decay = cfg.target_decay ** ((cfg.first_intervals + 1) / (intervals + 1))
         after["target"] = optax.incremental_update(params, state.target, 1 - decay)
@@ -339,7 +332,7 @@ def _start(key, params, teacher, cfg):
     params = copy(params)
     target = copy(params) if cfg.target_decay else ()
     teacher = copy(teacher) if cfg.objective == "distillation" else ()
-    opt_state = optimizer(cfg).init(params)
+    opt_state = networks.optimizer(cfg).init(params)
     return State(jnp.zeros((), jnp.int32), key, params, opt_state, copy(params), target, teacher)
 
 
@@ -359,7 +352,7 @@ def _apply(params, x, level, label, cfg, dropout_key=None, coefficients=precondi
     skip, out, into, noise = coefficients(level, cfg)
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     inputs = _spread(into, x) * x, cfg.embedding_scale * noise, label, dropout_key is not None
-    output = networks.build(cfg).apply({"params": params}, *inputs, rngs=rngs)
+    output = jnp.asarray(networks.build(cfg).apply({"params": params}, *inputs, rngs=rngs))
     output = output.astype(jnp.promote_types(output.dtype, jnp.float32))
     return _spread(skip, x) * x + _spread(out, x) * output
 

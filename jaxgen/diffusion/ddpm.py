@@ -74,12 +74,12 @@ class Config:
     """Not vlb: weigh errors of x_0 by min(SNR, this), in place of the target's own weight; 0 does not."""
     levels: int = 256
     """Values of a pixel, spread over [-1, 1], whose probability `elbo` bounds; 0 for continuous data."""
-    network: Literal["unet", "mlp"] = "unet"
-    """U-Net for images, or fully connected."""
+    network: Literal["unet", "dit", "mlp"] = "unet"
+    """U-Net or transformer for images, or fully connected."""
     hidden: tuple[int, ...] = (128, 128, 128)
     """mlp only: widths of the layers."""
     width: int = 32
-    """unet only: channels at full size."""
+    """unet and dit: channels, in the U-Net at full size."""
     multipliers: tuple[int, ...] = (1, 2)
     """unet only: times width, the channels at full size, at half, ...; odd sizes are padded inside."""
     num_blocks: int = 1
@@ -87,11 +87,13 @@ class Config:
     attention_sizes: tuple[int, ...] = ()
     """unet only: heights of the feature maps with self-attention; the smallest map has it once anyway."""
     num_heads: int = 1
-    """unet only: heads of the attention."""
+    """unet and dit: heads of the attention."""
     num_groups: int = 8
     """unet only: groups of the normalization."""
     patch: int = 1
-    """unet only: side of the squares of pixels taken as one position."""
+    """unet and dit: side of the squares of pixels taken as one position."""
+    depth: int = 6
+    """dit only: blocks."""
     dropout: float = 0.0
     """Share of the hidden features dropped in training."""
     flip: bool = False

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxgen.nn import embed, unet
+from jaxgen.nn import dit, embed, patches, unet
 
 
 def build(cfg: Any, num_outputs: int = 1) -> nn.Module:
     """The network of a config: its own, or the one it names, with `num_outputs` numbers for each of x."""
     if cfg.denoiser is not None:
         return cfg.denoiser
-    return (ImageUNet if cfg.network == "unet" else MLP)(cfg, num_outputs)
+    return {"unet": ImageUNet, "dit": ImageTransformer, "mlp": MLP}[cfg.network](cfg, num_outputs)
 
 
 def num_labels(cfg: Any) -> int:
@@ -38,7 +38,7 @@ class ImageUNet(nn.Module):
         cfg, (height, width, channels) = self.cfg, x.shape[1:]
         p, multiple = cfg.patch, cfg.patch * 2 ** (len(cfg.multipliers) - 1)
         x = jnp.pad(x, ((0, 0), *((0, -n % multiple) for n in (height, width)), (0, 0)))
-        x = to_patches(x, p)
+        x = patches.to_patches(x, p)
         out = channels * self.num_outputs
         x = unet.UNet(
             p * p * out,
@@ -52,21 +52,28 @@ class ImageUNet(nn.Module):
             dropout=cfg.dropout,
             dtype=cfg.dtype,
         )(x, t, label, train)
-        return from_patches(x, p)[:, :height, :width]
+        return patches.from_patches(x, p)[:, :height, :width]
 
 
-def to_patches(x: Array, side: int) -> Array:
-    """Squares of pixels as positions, (B, H, W, C) -> (B, H / side, W / side, side^2 C)."""
-    count, height, width, channels = x.shape
-    x = x.reshape(count, height // side, side, width // side, side, channels).swapaxes(2, 3)
-    return x.reshape(*x.shape[:3], side * side * channels)
+class ImageTransformer(nn.Module):
+    """`nn.dit.DiT` of a config."""
 
+    cfg: Any
+    num_outputs: int = 1
 
-def from_patches(x: Array, side: int) -> Array:
-    """The inverse of `to_patches`."""
-    count, rows, columns, channels = x.shape
-    x = x.reshape(count, rows, columns, side, side, channels // side**2).swapaxes(2, 3)
-    return x.reshape(count, rows * side, columns * side, -1)
+    @nn.compact
+    def __call__(self, x: Array, t: Array, label: Array | None = None, train: bool = False) -> Array:
+        cfg = self.cfg
+        return dit.DiT(
+            x.shape[-1] * self.num_outputs,
+            patch=cfg.patch,
+            width=cfg.width,
+            depth=cfg.depth,
+            num_heads=cfg.num_heads,
+            num_labels=num_labels(cfg),
+            dropout=cfg.dropout,
+            dtype=cfg.dtype,
+        )(x, t, label, train)
 
 
 class MLP(nn.Module):
@@ -104,8 +111,9 @@ def check(cfg: Any) -> None:
         raise ValueError(
             "a conditional model needs labels: this data set has none, or num_classes is not set"
         )
-    if cfg.denoiser is None and cfg.network == "unet" and len(cfg.shape) != 3:
-        raise ValueError(f"a U-Net takes images (height, width, channels), got {cfg.shape}: use network mlp")
+    if cfg.denoiser is None and cfg.network != "mlp" and len(cfg.shape) != 3:
+        name = {"unet": "U-Net", "dit": "DiT"}[cfg.network]
+        raise ValueError(f"a {name} takes images (height, width, channels), got {cfg.shape}: use network mlp")
 
 
 def optimizer(cfg: Any) -> optax.GradientTransformation:

@@ -72,11 +72,13 @@ def file_name(data: str) -> str:
 
 
 def training_minutes(run_dir: Path) -> float:
-    """Minutes of training by the log, over all the times the run was resumed."""
-    step, minutes = 0, 0.0
-    for row in runs.read_metrics(run_dir):
-        minutes += (row["step"] - step) / row["steps_per_second"] / 60
-        step = int(row["step"])
+    """Minutes of training by the log, over all the times the run was resumed, with those of run_dir/first."""
+    minutes = 0.0
+    for folder in (run_dir, run_dir / "first"):
+        step = 0
+        for row in runs.read_metrics(folder):
+            minutes += (row["step"] - step) / row["steps_per_second"] / 60
+            step = int(row["step"])
     return minutes
 
 

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgen.nn import embed
+from jaxgen.nn import embed, patches
 from jaxgen.nn.attention import SelfAttention
 from jaxgen.nn.conv import Conv
 from jaxgen.nn.norm import GroupNorm
@@ -125,15 +125,7 @@ def check_size(shape: tuple[int, ...], num_sizes: int) -> None:
         raise ValueError(f"a U-Net takes images (height, width, channels), got {shape}")
     if any(n % divisor or not n for n in shape[:2]):
         height, width = shape[:2]
-        fitting = [f"{h}x{w}" for h, w in _around(height, width, divisor)]
         raise ValueError(
             f"a U-Net of {num_sizes} sizes takes heights and widths that {divisor} divides, got"
-            f" {height}x{width}: {' or '.join(fitting)} would fit"
+            f" {height}x{width}: {patches.fitting_sizes(height, width, divisor)} would fit"
         )
-
-
-def _around(height, width, divisor):
-    """The nearest sizes that fit, below if there is one and above."""
-    below = height // divisor * divisor, width // divisor * divisor
-    above = -(-height // divisor) * divisor, -(-width // divisor) * divisor
-    return [size for size in dict.fromkeys((below, above)) if min(size) > 0]

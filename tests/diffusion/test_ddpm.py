@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxgen import data, distributions
-from jaxgen.diffusion import bound, ddpm, networks, processes
+from jaxgen.diffusion import bound, ddpm, processes
 
 
 class Exact(nn.Module):
@@ -251,14 +251,6 @@ def test_what_does_not_go_together_is_refused():
     ):
         with pytest.raises(ValueError, match=words):
             ddpm.init(jax.random.key(0), ddpm.Config(**options))
-
-
-def test_patches_are_squares_of_pixels():
-    x = jnp.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
-    patches = networks.to_patches(x, 2)
-    assert patches.shape == (2, 2, 3, 12)
-    np.testing.assert_array_equal(patches[1, 1, 2], x[1, 2:4, 4:6].ravel())
-    np.testing.assert_array_equal(networks.from_patches(patches, 2), x)
 
 
 @pytest.mark.parametrize(

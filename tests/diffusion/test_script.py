@@ -3,14 +3,18 @@
 import dataclasses
 import functools
 import importlib.util
+import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+import jaxgen
 from jaxgen import data, experiment
-from jaxgen.diffusion import ddpm
+from jaxgen.autoencoder import vq_vae
+from jaxgen.diffusion import ddpm, latent
+from jaxgen.evaluation import result
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "diffusion.py"
 
@@ -52,3 +56,43 @@ def test_an_evaluation_leaves_numbers_and_pictures(script, tmp_path):
     assert bits == pytest.approx(nats / (64 * np.log(2)))
     assert bits > 4.0  # the network is untrained: digits have 17 levels
     assert {path.name for path in tmp_path.iterdir()} == {"forward.png", "backward.png", "samplers.png"}
+
+
+@pytest.mark.slow
+def test_latent_diffusion_trains_its_first_stage_or_takes_one(script, tmp_path):
+    first_cfg = vq_vae.Config(hidden=(8,), num_codes=8, code_size=2)
+    tiny = {"network": "mlp", "hidden": (8,), "num_steps": 10}
+    settings = {"ddim 10": script.SETTINGS["ddim 10"]}
+    system = experiment.System(
+        family=latent,
+        config=latent.config(first_cfg, **tiny),
+        paper="",
+        evaluate=functools.partial(script.evaluate_latent, num_compared=50, settings=settings),
+        before=functools.partial(script.first_stage, steps=5),
+    )
+    options = experiment.Options(steps=2, batch_size=64, num_samples=0, run_dir=tmp_path / "run")
+    state = experiment.run_system("latent", system, options, system.config)
+    _, _, first = jaxgen.load(tmp_path / "run" / "first")
+    assert (int(first.step), int(state.step)) == (5, 2)
+    np.testing.assert_array_equal(state.first.params["codebook"], first.params["codebook"])
+    train = data.load("digits")
+    codes = latent.encode(state, train[:2000]["image"], system.config)
+    assert float(codes.std()) == pytest.approx(1.0, abs=1e-4)
+    metrics = json.loads((tmp_path / "run" / "report.json").read_text())["metrics"]
+    names = [name.rsplit(", ")[-1] for name in metrics if name.startswith("frechet")]
+    assert names == ["ddim 10", "first stage alone", "reconstructions"]
+    assert metrics["loss"]["value"] == pytest.approx(1.0, abs=0.1)  # the network is hardly trained
+    pictures = {path.name for path in (tmp_path / "run").glob("*.png")}
+    assert {"reconstructions.png", "backward.png", "samplers.png"} < pictures
+    assert result.training_minutes(tmp_path / "run") > result.training_minutes(tmp_path / "run" / "first") > 0
+
+    # Another run starts from that first stage, whatever its own options say, or from the whole.
+    other = latent.config(vq_vae.Config(hidden=(3,)), **tiny)
+    options = experiment.Options(start=tmp_path / "run" / "first")
+    cfg, again = system.before(train, other, options)
+    assert latent.first_config(cfg) == first_cfg
+    np.testing.assert_array_equal(again.first.params["codebook"], first.params["codebook"])
+    with pytest.raises(ValueError, match=r"is of data \(8, 8, 1\), and these are \(4, 4, 1\)"):
+        system.before(train, dataclasses.replace(other, shape=(4, 4, 1)), options)
+    options = experiment.Options(start=tmp_path / "run")
+    np.testing.assert_array_equal(system.before(train, cfg, options)[1].scale, state.scale)
