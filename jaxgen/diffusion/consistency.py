@@ -26,7 +26,6 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,15 +43,9 @@ TRAINING |= {"gradient_clip", "ema_decay", "optimizer"}
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Hyperparameters of a consistency model."""
+class Config(networks.Config):
+    """Hyperparameters of a consistency model, beside those of `networks`."""
 
-    shape: tuple[int, ...] = (8, 8, 1)
-    """Shape of one example."""
-    num_classes: int = 0
-    """Conditional only: number of labels."""
-    conditional: bool = False
-    """Give the label to the network."""
     objective: Literal["training", "distillation"] = "training"
     """Learn from data alone, or from the flow of a teacher, which `distil` puts into the state."""
     data_std: float = 0.5
@@ -86,45 +79,6 @@ class Config:
     for the parameters being trained."""
     embedding_scale: float = 10.0
     """c_noise is embedded times this: the larger, the better the network can tell levels apart."""
-    network: Literal["unet", "dit", "mlp"] = "unet"
-    """U-Net or transformer for images, or fully connected."""
-    hidden: tuple[int, ...] = (128, 128, 128)
-    """mlp only: widths of the layers."""
-    width: int = 32
-    """unet and dit: channels, in the U-Net at full size."""
-    multipliers: tuple[int, ...] = (1, 2)
-    """unet only: times width, the channels at full size, at half, ...; odd sizes are padded inside."""
-    num_blocks: int = 1
-    """unet only: residual blocks at each size on the way down, one more on the way up."""
-    attention_sizes: tuple[int, ...] = ()
-    """unet only: heights of the feature maps with self-attention; the smallest map has it once anyway."""
-    num_heads: int = 1
-    """unet and dit: heads of the attention."""
-    num_groups: int = 8
-    """unet only: groups of the normalization."""
-    patch: int = 1
-    """unet and dit: side of the squares of pixels taken as one position."""
-    depth: int = 6
-    """dit only: blocks."""
-    dropout: float = 0.0
-    """Share of the hidden features dropped in training, the same ones at both levels."""
-    learning_rate: float = 1e-3
-    """Adam's step size."""
-    warmup_steps: int = 0
-    """Steps in which the step size rises linearly from zero."""
-    decay_steps: int = 0
-    """Steps in which the step size falls to zero along half a cosine; 0 keeps it."""
-    gradient_clip: float = 1.0
-    """Largest norm of a gradient; longer ones are shortened to it."""
-    ema_decay: float = 0.999
-    """Decay of the averaged parameters that samples are drawn from; grows to this in the first steps."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute dtype of the network; parameters, levels and losses stay float32."""
-    denoiser: nn.Module | None = None
-    """Your own network F: c_in x (B, *shape), scaled c_noise (B,), labels (B,) or None with num_classes for
-    none, train -> (B, *shape)."""
-    optimizer: optax.GradientTransformation | None = None
-    """Your own optimizer, in place of Adam."""
 
 
 class State(NamedTuple):

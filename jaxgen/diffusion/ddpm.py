@@ -27,7 +27,6 @@ import dataclasses
 import math
 from typing import Any, Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,15 +46,9 @@ SCORE_TIMES = 10
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Hyperparameters of the diffusion model."""
+class Config(networks.Config):
+    """Hyperparameters of the diffusion model, beside those of `networks`."""
 
-    shape: tuple[int, ...] = (8, 8, 1)
-    """Shape of one example."""
-    num_classes: int = 0
-    """Conditional only: number of labels."""
-    conditional: bool = False
-    """Give the label to the network."""
     label_dropout: float = 0.1
     """Conditional only: share of training examples whose label is withheld."""
     num_steps: int = 1000
@@ -74,51 +67,12 @@ class Config:
     """Not vlb: weigh errors of x_0 by min(SNR, this), in place of the target's own weight; 0 does not."""
     levels: int = 256
     """Values of a pixel, spread over [-1, 1], whose probability `elbo` bounds; 0 for continuous data."""
-    network: Literal["unet", "dit", "mlp"] = "unet"
-    """U-Net or transformer for images, or fully connected."""
-    hidden: tuple[int, ...] = (128, 128, 128)
-    """mlp only: widths of the layers."""
-    width: int = 32
-    """unet and dit: channels, in the U-Net at full size."""
-    multipliers: tuple[int, ...] = (1, 2)
-    """unet only: times width, the channels at full size, at half, ...; odd sizes are padded inside."""
-    num_blocks: int = 1
-    """unet only: residual blocks at each size on the way down, one more on the way up."""
-    attention_sizes: tuple[int, ...] = ()
-    """unet only: heights of the feature maps with self-attention; the smallest map has it once anyway."""
-    num_heads: int = 1
-    """unet and dit: heads of the attention."""
-    num_groups: int = 8
-    """unet only: groups of the normalization."""
-    patch: int = 1
-    """unet and dit: side of the squares of pixels taken as one position."""
-    depth: int = 6
-    """dit only: blocks."""
-    dropout: float = 0.0
-    """Share of the hidden features dropped in training."""
     flip: bool = False
     """Mirror half of the training pictures left to right."""
-    learning_rate: float = 1e-3
-    """Adam's step size."""
-    warmup_steps: int = 0
-    """Steps in which the step size rises linearly from zero."""
-    decay_steps: int = 0
-    """Steps in which the step size falls to zero along half a cosine; 0 keeps it."""
-    gradient_clip: float = 1.0
-    """Largest norm of a gradient; longer ones are shortened to it."""
-    ema_decay: float = 0.999
-    """Decay of the averaged parameters that samples are drawn from; grows to this in the first steps."""
     sampler: Literal["ddim", "ddpm", "dpm_solver_pp", "heun"] = "ddim"
     """How `sample` draws where it is not told."""
     sampling_steps: int = 50
     """Network calls of `sample` where it is not told."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute dtype of the network; parameters, times and losses stay float32."""
-    denoiser: nn.Module | None = None
-    """Your own network: x_t (B, *shape), t (B,), labels (B,) or None with num_classes for none, train -> the
-    target, (B, *shape), and if the variance is learned then v, -1 to 1, after it in the last axis."""
-    optimizer: optax.GradientTransformation | None = None
-    """Your own optimizer, in place of Adam."""
 
 
 class State(NamedTuple):

@@ -17,7 +17,6 @@ augmentation of the training pictures.
 import dataclasses
 from typing import Any, Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,15 +33,9 @@ SCORE_LEVELS = (0.1, 0.2, 0.4, 0.8)
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Hyperparameters of EDM."""
+class Config(networks.Config):
+    """Hyperparameters of EDM, beside those of `networks`."""
 
-    shape: tuple[int, ...] = (8, 8, 1)
-    """Shape of one example."""
-    num_classes: int = 0
-    """Conditional only: number of labels."""
-    conditional: bool = False
-    """Give the label to the network."""
     label_dropout: float = 0.1
     """Conditional only: share of training examples whose label is withheld."""
     data_std: float = 0.5
@@ -57,47 +50,8 @@ class Config:
     """First noise level of the sampler."""
     exponent: float = 7.0
     """Levels of the sampler are equal steps of their root of this order: the higher, the more small ones."""
-    network: Literal["unet", "dit", "mlp"] = "unet"
-    """U-Net or transformer for images, or fully connected."""
-    hidden: tuple[int, ...] = (128, 128, 128)
-    """mlp only: widths of the layers."""
-    width: int = 32
-    """unet and dit: channels, in the U-Net at full size."""
-    multipliers: tuple[int, ...] = (1, 2)
-    """unet only: times width, the channels at full size, at half, ...; odd sizes are padded inside."""
-    num_blocks: int = 1
-    """unet only: residual blocks at each size on the way down, one more on the way up."""
-    attention_sizes: tuple[int, ...] = ()
-    """unet only: heights of the feature maps with self-attention; the smallest map has it once anyway."""
-    num_heads: int = 1
-    """unet and dit: heads of the attention."""
-    num_groups: int = 8
-    """unet only: groups of the normalization."""
-    patch: int = 1
-    """unet and dit: side of the squares of pixels taken as one position."""
-    depth: int = 6
-    """dit only: blocks."""
-    dropout: float = 0.0
-    """Share of the hidden features dropped in training."""
-    learning_rate: float = 1e-3
-    """Adam's step size."""
-    warmup_steps: int = 0
-    """Steps in which the step size rises linearly from zero."""
-    decay_steps: int = 0
-    """Steps in which the step size falls to zero along half a cosine; 0 keeps it."""
-    gradient_clip: float = 1.0
-    """Largest norm of a gradient; longer ones are shortened to it."""
-    ema_decay: float = 0.999
-    """Decay of the averaged parameters that samples are drawn from; grows to this in the first steps."""
     sampling_steps: int = 18
     """Noise levels of `sample` where it is not told; Heun's method calls the network twice a level."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute dtype of the network; parameters, levels and losses stay float32."""
-    denoiser: nn.Module | None = None
-    """Your own network F: c_in x (B, *shape), 1000 c_noise (B,), labels (B,) or None with num_classes for
-    none, train -> (B, *shape)."""
-    optimizer: optax.GradientTransformation | None = None
-    """Your own optimizer, in place of Adam."""
 
 
 class State(NamedTuple):

@@ -240,7 +240,7 @@ def test_what_does_not_go_together_is_refused():
     with pytest.raises(ValueError, match="eta belongs to ddim"):
         draw(sampler="ddpm", eta=1.0)
     with pytest.raises(ValueError, match="no sampler"):
-        draw(sampler="heun")
+        draw(sampler="euler")
     for options, words in (
         ({"conditional": True}, "needs labels"),
         ({"zero_terminal_snr": True}, "predict v or x0"),
