@@ -359,7 +359,7 @@ def _apply(params, x, level, label, cfg, dropout_key=None, coefficients=precondi
     skip, out, into, noise = coefficients(level, cfg)
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     inputs = _spread(into, x) * x, cfg.embedding_scale * noise, label, dropout_key is not None
-    output = networks.build(cfg).apply({"params": params}, *inputs, rngs=rngs)
+    output: Any = networks.build(cfg).apply({"params": params}, *inputs, rngs=rngs)
     output = output.astype(jnp.promote_types(output.dtype, jnp.float32))
     return _spread(skip, x) * x + _spread(out, x) * output
 
