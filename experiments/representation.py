@@ -38,11 +38,11 @@ class Options:
     """Directory of a run of experiments/gan.py on labelled images."""
     data_dir: Path | None = None
     """Where prepared data sets lie."""
-    labels: tuple[int, ...] = (1000, 10_000)
+    labels: tuple[int, ...] = (1000, 5000)
     """Labelled training images."""
     draws: int = 3
     """Sets of labelled images of each size, at most as many as the largest can be split into."""
-    strengths: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
+    strengths: tuple[float, ...] = (3e-3, 3e-2)
     """Inverse strengths of regularisation, of which a fifth of the labels choose one."""
     num_centroids: int = 400
     """Of k-means."""
@@ -150,8 +150,8 @@ def main(options: Options) -> None:
 
     kinds = {
         "discriminator": lambda: discriminator_features(state, cfg),
-        "k-means": kmeans,
         "pixels": lambda: lambda x: x.reshape(len(x), -1),
+        "k-means": kmeans,
         "untrained discriminator": lambda: discriminator_features(
             jax.jit(gan.init, static_argnums=1)(key, cfg), cfg
         ),
