@@ -4,9 +4,9 @@ python experiments/gan.py dcgan --data fashion_mnist --steps 8000 --run-dir runs
 python experiments/representation.py runs/dcgan
 
 All feature maps are pooled to a grid of 4x4 by their largest entries and joined (Radford et al. 2016). Beside
-them stand k-means features (Coates et al. 2011), the pixels, and the same network before training; each gets
-the same classifier and the same labels, of which every class has as many. The table is written after each,
-and the same command goes on from there.
+them stand k-means features (Coates et al. 2011) and the pixels; each gets the same classifier and the same
+labels, of which every class has as many. The table is written after each, and the same command goes on from
+there.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ class Options:
     num_centroids: int = 400
     """Of k-means."""
     seed: int = 0
-    """Of the choice of labels, of k-means and of the untrained network."""
+    """Of the choice of labels and of k-means."""
     results: Path = Path("experiments/results/representation")
     """Folder for the table and the curves."""
 
@@ -152,9 +152,6 @@ def main(options: Options) -> None:
         "discriminator": lambda: discriminator_features(state, cfg),
         "pixels": lambda: lambda x: x.reshape(len(x), -1),
         "k-means": kmeans,
-        "untrained discriminator": lambda: discriminator_features(
-            jax.jit(gan.init, static_argnums=1)(key, cfg), cfg
-        ),
     }
     settings = {"data": name, "steps": int(state.step), "n": len(test), "seed": options.seed}
     settings |= {"labels": list(options.labels), "draws": options.draws}
@@ -162,10 +159,10 @@ def main(options: Options) -> None:
     stem = options.results / result.file_name(name)
     stem.parent.mkdir(parents=True, exist_ok=True)
     rows, minutes = resumed(stem.with_suffix(".json"), settings)
-    for kind, features in kinds.items():
+    for kind, represent in kinds.items():
         if any(row["features"] == kind for row in rows):
             continue
-        function = features()
+        function = represent()
         found = accuracies(
             *(function(labelled["image"]), labelled["label"], function(unseen["image"]), unseen["label"]),
             *(options.labels, options.draws, options.strengths),
