@@ -22,7 +22,7 @@ def power(images: Any) -> np.ndarray:
     images = np.asarray(images, np.float64)
     if images.ndim != 4 or not images.size:
         raise ValueError(f"images must be (N, height, width, channels), not {images.shape}")
-    found = (np.abs(np.fft.fft2(images, axes=(1, 2))) ** 2).mean((0, 3))
+    found: np.ndarray = (np.abs(np.fft.fft2(images, axes=(1, 2))) ** 2).mean((0, 3))
     found[0, 0] = 0.0
     return found
 

@@ -132,6 +132,7 @@ def test_truncation_is_measured_from_no_variety_to_all(run, tmp_path):
     assert (tmp_path / "digits.png").exists()
 
 
+@pytest.mark.slow
 def test_boards_are_of_transposed_convolutions(tmp_path, monkeypatch):
     monkeypatch.setattr(presets, "DCGAN", dataclasses.replace(presets.DCGAN, **SMALL))
     script = load("checkerboard")
