@@ -25,3 +25,17 @@ def test_train_step(tmp_path):
         assert 0 < times["jaxgen loop"]["min"] <= times["jaxgen loop"]["median"]
         assert systems[name]["ratios"]["jaxgen step"]["median"] > 0
     assert set(systems["mlp_vae"]["fit_steps_per_second"]) == {"1", "100"}
+
+
+@pytest.mark.slow
+def test_gan_step(tmp_path):
+    output = tmp_path / "gan_step.json"
+    command = [sys.executable, BENCHMARKS / "gan_step.py", "--smoke", "--no-torch", "--output", output]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    systems = json.loads(output.read_text())["systems"]
+    assert set(systems) == {"dcgan", "wgan_gp"}
+    for system in systems.values():
+        times = system["step_seconds"]["jaxgen loop"]
+        assert 0 < times["min"] <= times["median"] < times["first_step_seconds"]

@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 import time
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from unittest import mock
 
 import flax.linen as nn
@@ -161,10 +161,14 @@ class VAE:
 class Side:
     """One system, run one step a dispatch ("step") or many ("loop")."""
 
+    systems: ClassVar = {"mlp": VAE, "conv": VAE, "gan": GAN}
+    num_checked: int | None = None
+    """Examples that losses and gradients are checked on; None for a batch."""
+
     def __init__(self, sizes, variant, threads):
         del threads  # XLA has as many as there are cores to use
         self.sizes = sizes
-        self.system = (GAN if sizes.network == "gan" else VAE)(sizes)
+        self.system = self.systems[sizes.network](sizes)
         self.state = jax.jit(self.system.init)(jax.random.key(0))
         images = np.random.default_rng(0).uniform(-1, 1, (NUM_BATCHES, sizes.batch_size, *sizes.shape))
         self.images = jnp.asarray(images, jnp.float32)
@@ -252,6 +256,7 @@ class Side:
         generator = np.random.default_rng(1)
         bits = np.sign(generator.normal(size=self.images.shape[1:])).astype(np.float32)
         noise = generator.normal(size=(self.sizes.batch_size, self.sizes.num_latents)).astype(np.float32)
+        bits, noise = bits[: self.num_checked], noise[: self.num_checked]
         losses, grads = self.system.check(self.state, bits, noise)
         written = {f"loss:{name}": value for name, value in losses.items()}
         for kind, tree in (("weight", self.state.params), ("gradient", grads)):

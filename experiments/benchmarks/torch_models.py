@@ -7,6 +7,7 @@ import itertools
 import math
 import time
 from collections import OrderedDict
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -197,6 +198,8 @@ def adam(module, variant, **options):
 class Side:
     """One system in one variant."""
 
+    systems: ClassVar = {"mlp": VAE, "conv": VAE, "gan": GAN}
+
     def __init__(self, sizes, variant, threads):
         torch.set_num_threads(threads)
         torch.manual_seed(0)
@@ -204,7 +207,7 @@ class Side:
         images = 2 * torch.rand(NUM_BATCHES * sizes.batch_size, channels, height, width) - 1
         self.layout = LAYOUTS[variant]
         self.batches = images.contiguous(memory_format=self.layout).chunk(NUM_BATCHES)
-        self.system = (GAN if sizes.network == "gan" else VAE)(sizes, variant)
+        self.system = self.systems[sizes.network](sizes, variant)
 
     def seconds(self, count):
         """Wall-clock time of `count` training steps."""

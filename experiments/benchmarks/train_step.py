@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,18 +125,22 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def compare(name: str, options: Options) -> dict[str, Any]:
-    """Check one system, then time it: seconds, MiB, and ratios, above 1 where jaxgen's loop is faster."""
-    sizes, seconds = SYSTEMS[name], options.seconds
+def compare(sizes: Sizes, options: Any, models: str = "models") -> dict[str, Any]:
+    """Check one system, then time it: seconds, MiB, and ratios, above 1 where jaxgen's loop is faster.
+
+    Its sides are the scripts jaxgen_<models>.py and torch_<models>.py.
+    """
+    seconds = options.seconds
     if options.smoke:
-        sizes = sizes._replace(shape=(8, 8, sizes.shape[2]), hidden=(8, 16), num_latents=4, batch_size=4)
+        small, batch_size = (8, 8, sizes.shape[2]), sizes.batch_size // 16
+        sizes = sizes._replace(shape=small, hidden=(8, 16), num_latents=4, batch_size=batch_size)
         seconds = 0.01
     with contextlib.ExitStack() as stack:
         workers = {}
         for label in ("jaxgen loop", "jaxgen step") + ("torch plain", "torch tuned") * options.torch:
             side, variant = label.split()
             python = Path(sys.executable) if side == "jaxgen" else options.torch_python
-            workers[label] = Worker(python, f"{side}_models.py", sizes, variant, options.threads)
+            workers[label] = Worker(python, f"{side}_{models}.py", sizes, variant, options.threads)
             stack.callback(workers[label].close)
         ours, theirs = workers["jaxgen loop"], {k: w for k, w in workers.items() if k.startswith("torch")}
         result: dict[str, Any] = {"sizes": sizes._asdict(), "load_average": os.getloadavg()[0]}
@@ -166,17 +171,21 @@ def compare(name: str, options: Options) -> dict[str, Any]:
 
 
 def relative_error(ours: Worker, theirs: Worker) -> float:
-    """Largest |theirs - ours| / |ours| of losses and gradients. Ends the program where that is too large."""
+    """Largest |theirs - ours| / |ours| of losses and gradients. Ends the program where that is too large.
+
+    Gradients that are nothing but rounding, a thousandth of the largest or less, are taken relative to that.
+    """
     with tempfile.TemporaryDirectory() as folder:
         given, answered = str(Path(folder, "given.npz")), str(Path(folder, "answered.npz"))
         ours.call("export", given)
         theirs.call("check", given, answered)
         expected, found = np.load(given), np.load(answered)
-    errors = {
-        name: float(np.linalg.norm(found[name] - expected[name]) / np.linalg.norm(expected[name]))
-        for name in expected
-        if name.startswith(("loss:", "gradient:"))
-    }
+    errors = {}
+    for kind in ("loss:", "gradient:"):
+        norms = {name: np.linalg.norm(expected[name]) for name in expected if name.startswith(kind)}
+        least = 1e-3 * max(norms.values())
+        for name, norm in norms.items():
+            errors[name] = float(np.linalg.norm(found[name] - expected[name]) / max(norm, least))
     worst = max(errors, key=errors.__getitem__)
     if not errors[worst] < TOLERANCE:
         raise SystemExit(f"PyTorch and jaxgen differ: relative error {errors[worst]:.1e} in {worst}")
@@ -271,10 +280,11 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(options: Options) -> None:
-    unknown = set(options.systems) - set(SYSTEMS)
+def prepare(options: Any, systems: Mapping[str, Sizes]) -> None:
+    """Keep to as many cores as there are threads; ends the program for what cannot be timed."""
+    unknown = set(options.systems) - set(systems)
     if unknown:
-        raise SystemExit(f"unknown system {', '.join(sorted(unknown))}: choose from {', '.join(SYSTEMS)}")
+        raise SystemExit(f"unknown system {', '.join(sorted(unknown))}: choose from {', '.join(systems)}")
     if (
         options.torch
         and subprocess.run([options.torch_python, "-c", "import torch"], capture_output=True).returncode
@@ -284,8 +294,12 @@ def main(options: Options) -> None:
         )
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
+
+
+def main(options: Options) -> None:
+    prepare(options, SYSTEMS)
     report: dict[str, Any] = {"threads": options.threads, "machine": machine()}
-    report["systems"] = {name: compare(name, options) for name in options.systems}
+    report["systems"] = {name: compare(SYSTEMS[name], options) for name in options.systems}
     if options.startup:
         report["startup"] = startup(options)
     options.output.write_text(json.dumps(rounded(report), indent=1) + "\n")

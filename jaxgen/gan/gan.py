@@ -239,6 +239,19 @@ def judge(state: State, x: Array, cfg: Config, label: Array | None = None) -> he
     return verdict
 
 
+def feature_maps(state: State, x: Array, cfg: Config, label: Array | None = None) -> tuple[Array, ...]:
+    """What each layer of the discriminator makes of data x (B, *shape), (B / packing, h, w, C) each.
+
+    Raises ValueError for a network without feature maps.
+    """
+    variables = _variables(state.params["discriminator"], state.stats["discriminator"])
+    _, sown = networks(cfg)[1].apply(variables, x, label, False, mutable=["intermediates"])
+    if not sown:
+        raise ValueError(f"the discriminator of network {cfg.network!r} has no feature maps: dcgan's has")
+    maps: tuple[Array, ...] = sown["intermediates"]["body"]["maps"]
+    return tuple(jnp.float32(each) for each in maps)
+
+
 def _generate(params, state, key, n, label, cfg):
     """n samples by batch statistics, their z, and the generator's new statistics."""
     variables, z = _variables(params, state.stats["generator"]), draw_codes(key, n, cfg)

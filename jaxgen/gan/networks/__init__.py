@@ -6,5 +6,6 @@ called as
 
     generator(codes (B, L), train) -> (B, *shape)        discriminator(x (B, ...), train) -> (B, F),
 
-images between -1 and 1. A network of one's own has the same two calls.
+images between -1 and 1. A network of one's own has the same two calls. Discriminators that convolve sow
+their feature maps (B, h, w, C), one for each width, as "maps" of the collection "intermediates".
 """

@@ -75,5 +75,6 @@ class Discriminator(nn.Module):
             normalization = "none" if plain else self.normalization
             x = layers.convolution(width, 4, normalization, self.std, self.dtype, stride=2)(x)
             x = layers.leaky_relu(layers.normalize(x, normalization, train, self.std))
+            self.sow("intermediates", "maps", x)
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return x.reshape(len(x), -1)

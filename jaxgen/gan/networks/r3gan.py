@@ -66,6 +66,7 @@ class Discriminator(nn.Module):
         for index, width in enumerate(self.widths):
             for _ in range(self.blocks):
                 x = x + Branch(x.shape[-1], self.blocks * len(self.widths), self.dtype)(x)
+            self.sow("intermediates", "maps", x)
             if index < len(self.widths) - 1:
                 following = self.widths[index + 1]
                 x = halve(x)

@@ -67,6 +67,7 @@ class Discriminator(nn.Module):
                 # The shortcut's 1x1 convolution and the mean commute: the smaller image first.
                 x = _convolution(width, 1, 1.0, self.normalization, self.dtype)(pool(x))
             x = x + pool(y)
+            self.sow("intermediates", "maps", x)
         return nn.relu(x).sum((1, 2))
 
 

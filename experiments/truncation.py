@@ -1,0 +1,144 @@
+"""Fidelity against diversity: precision and recall of a generator whose codes are truncated.
+
+python experiments/gan.py dcgan --data fashion_mnist --steps 8000 --run-dir runs/dcgan
+python experiments/truncation.py runs/dcgan
+
+Every coordinate of z is drawn anew until it lies within psi of 0 (Brock et al. 2019). All sets of samples
+come from the same random numbers. The floor is that of as many training images in place of samples.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import jaxgen
+from jaxgen import data, experiment, runs
+from jaxgen.evaluation import features, frechet, prdc, result, samples
+from jaxgen.gan import gan
+
+BATCH_SIZE = 500
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Precision, recall, density, coverage and Frechet distance by the limit on the codes."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of a run of experiments/gan.py on images."""
+    data_dir: Path | None = None
+    """Where prepared data sets lie."""
+    limits: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
+    """Values of psi; samples without a limit are always measured."""
+    num_samples: int = 2000
+    """Samples at each limit, and test images they are measured against."""
+    extractor: str | None = None
+    """Features of pictures, by name; by default the best for these data that needs nothing."""
+    seed: int = 0
+    """Of the codes and of the choice of images."""
+    results: Path = Path("experiments/results/truncation")
+    """Folder for the table and the curves."""
+
+
+def draw(key, state, n, cfg, limit):
+    """n samples of codes within `limit`, which may be infinite, (n, H, W, C)."""
+    keys = (jax.random.fold_in(key, index) for index in range(-(-n // BATCH_SIZE)))
+    return np.concatenate([_draw(key, state, cfg, jnp.float32(limit)) for key in keys])[:n]
+
+
+@jax.jit
+def _draw(key, state, cfg, limit):
+    return gan.sample(key, state, BATCH_SIZE, cfg, truncation=limit)
+
+
+def measure(real, fake):
+    """{"precision", "recall", "density", "coverage", "frechet"} of features (N, d), and their spread.
+
+    "variance" is that of the features about their mean, summed over dimensions.
+    """
+    first, second = (frechet.Moments().update(x) for x in (real, fake))
+    distance = frechet.frechet_distance(first.mean, first.covariance, second.mean, second.covariance)
+    return {**prdc.prdc(real, fake), "frechet": distance, "variance": float(np.trace(second.covariance))}
+
+
+def save_curves(path, rows, floor):
+    """Precision and recall over psi, one over the other, and the Frechet distance; dashes are the floor's."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    over, against, distance = figure.subplots(1, 3)
+    *limited, whole = rows
+    limits = [row["limit"] for row in limited]
+    for panel, names in ((over, ("precision", "recall")), (distance, ("frechet",))):
+        for index, name in enumerate(names):
+            panel.plot(limits, [row[name] for row in limited], marker="o", markersize=4, label=name)
+            panel.axhline(whole[name], color=f"C{index}", linewidth=1, linestyle=":")
+            panel.axhline(floor[name], color=f"C{index}", linewidth=1, linestyle="--")
+        panel.plot([], [], ":", color="0.4", label="no limit")
+        panel.plot([], [], "--", color="0.4", label="training images")
+        panel.set(xlabel="psi")
+        panel.legend()
+    over.set(ylabel="precision, recall", ylim=(0, 1))
+    distance.set(ylabel="Frechet distance", yscale="log")
+    against.plot(*([row[name] for row in rows] for name in ("recall", "precision")), marker="o", markersize=4)
+    for row in rows:
+        label = "no limit" if row["limit"] is None else f"{row['limit']:g}"
+        place = row["recall"], row["precision"]
+        # Where points crowd, only the last of them has room for its label.
+        if row is whole or all(abs(place[0] - other["recall"]) > 0.05 for other in rows if other is not row):
+            against.annotate(label, place, (-6, 6), textcoords="offset points", fontsize=8)
+    against.plot(floor["recall"], floor["precision"], "k*", label="training images")
+    against.set(xlabel="recall", ylabel="precision", title="labels: psi", xlim=(0, 1.1), ylim=(0, 1.1))
+    against.legend()
+    for panel in (over, against, distance):
+        panel.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+
+
+def main(options: Options) -> None:
+    """Print a line a limit, and write them as JSON with the curves."""
+    since, rows = time.perf_counter(), []
+    family, cfg, state = jaxgen.load(options.run)
+    if family is not gan:
+        raise ValueError(f"{options.run} is a run of {family.__name__}: give one of experiments/gan.py")
+    name = runs.read_description(runs.resolve(options.run))["data"]
+    train, test = (data.load(name, split, options.data_dir, cfg.shape[0]) for split in ("train", "test"))
+    extractor = features.load(options.extractor or samples.default_extractor(train), train)
+    n, rng = min(options.num_samples, len(test), len(train)), np.random.default_rng(options.seed)
+    real, control = (
+        features.of(extractor, dataset[np.sort(rng.permutation(len(dataset))[:n])]["image"])
+        for dataset in (test, train)
+    )
+    key = jax.random.key(options.seed)
+    for limit in (*sorted(options.limits), np.inf):
+        found = measure(real, features.of(extractor, np.clip(draw(key, state, n, cfg, limit), -1, 1)))
+        rows.append({"limit": limit if np.isfinite(limit) else None, **found})
+        print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
+    floor = measure(real, control)
+    options.results.mkdir(parents=True, exist_ok=True)
+    save_curves(options.results / f"{result.file_name(name)}.png", rows, floor)
+    facts = {
+        "data": name,
+        "run": {"steps": int(state.step), "num_params": sum(x.size for x in jax.tree.leaves(state.params))},
+        "extractor": extractor.name,
+        "n": n,
+        "command": result.command(sys.argv),
+        "seed": options.seed,
+        "minutes": round((time.perf_counter() - since) / 60, 1),
+        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} host cores",
+        "versions": runs.versions(),
+    }
+    text = json.dumps({**facts, "floor": floor, "rows": rows}, indent=2) + "\n"
+    runs.write_text(options.results / f"{result.file_name(name)}.json", text)
+
+
+if __name__ == "__main__":
+    with experiment.one_line_errors():
+        main(tyro.cli(Options))
