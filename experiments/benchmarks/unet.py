@@ -60,27 +60,28 @@ def main(options: Options) -> None:
     unknown = set(options.parts) - set(PARTS)
     if unknown:
         raise SystemExit(f"unknown part {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
-    if subprocess.run([options.torch_python, "-c", "import diffusers"], capture_output=True).returncode:
+    find = "import importlib.util, sys; sys.exit(importlib.util.find_spec('diffusers') is None)"
+    if subprocess.run([options.torch_python, "-c", find]).returncode:
         raise SystemExit(f"{options.torch_python} has no diffusers: give --torch-python one that has")
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     report = json.loads(options.output.read_text()) if options.output.exists() else {}
     report |= {"sizes": SIZES._asdict(), "threads": options.threads, "machine": machine()}
-    for part in options.parts:
-        with contextlib.ExitStack() as stack:
-            workers = {}
-            for label in ("jaxgen",) + ("diffusers plain", "diffusers tuned") * (part != "samplers"):
-                side, _, variant = label.partition(" ")
-                python, script = Path(sys.executable), "jaxgen_unet.py"
-                if side == "diffusers":
-                    python, script = options.torch_python, "torch_unet.py"
-                workers[label] = Worker(python, script, SIZES, variant, options.threads)
-                stack.callback(workers[label].close)
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for label in ("jaxgen",) + ("diffusers plain", "diffusers tuned") * (options.parts != ("samplers",)):
+            side, _, variant = label.partition(" ")
+            python, script = Path(sys.executable), "jaxgen_unet.py"
+            if side == "diffusers":
+                python, script = options.torch_python, "torch_unet.py"
+            workers[label] = Worker(python, script, SIZES, variant, options.threads)
+            stack.callback(workers[label].close)
+        for part in options.parts:
             if part == "check":
                 report |= check(workers)
             else:
                 report[part] = timed(part, workers, time.perf_counter() + 60 * options.minutes)
-        options.output.write_text(json.dumps(rounded(report), indent=1) + "\n")
+            options.output.write_text(json.dumps(rounded(report), indent=1) + "\n")
     print(table(report))
 
 
@@ -117,6 +118,8 @@ def check(workers: dict[str, Worker]) -> dict[str, Any]:
 def timed(part: str, workers: dict[str, Worker], end: float) -> dict[str, Any]:
     """Seconds of one step or of `SAMPLES` draws: rounds that end by `end`, but one at least."""
     ours = workers["jaxgen"]
+    if part == "samplers":
+        workers = {"jaxgen": ours}
     names = list(SAMPLERS) if part == "samplers" else [part]
     compiling = {name: dict(zip(CLOCKS, ours.call("compile", name), strict=True)) for name in names}
     if part == "step":
@@ -152,8 +155,8 @@ def timed(part: str, workers: dict[str, Worker], end: float) -> dict[str, Any]:
 
 def table(report: dict[str, Any]) -> str:
     lines = [f"{'':24}" + "".join(f"{clock + ' s':>8}{'best':>8}{'ratio':>7}" for clock in CLOCKS)]
-    for part in {"step", "ddim"} & set(report):
-        for label in report[part]["wall_seconds"]:
+    for part in ("step", "ddim"):
+        for label in report.get(part, {}).get("wall_seconds", ()):
             line = f"{part + ', ' + label:24}"
             for clock in CLOCKS:
                 row = report[part][f"{clock}_seconds"][label]
