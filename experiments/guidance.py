@@ -35,9 +35,9 @@ class Options:
     """Scales: 0 ignores the label, 1 is the plain conditional model."""
     run: Path | None = None
     """Directory of a run of a conditional `ddpm` on these data; by default one is trained here."""
-    steps: int = 4000
+    steps: int = 1500
     """Training steps, if it is trained here."""
-    batch_size: int = 128
+    batch_size: int = 64
     """Examples a step."""
     patch: int = 1
     """Side of the squares of pixels the network takes as one position."""
