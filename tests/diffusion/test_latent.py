@@ -151,7 +151,7 @@ def test_it_learns_more_of_digits_than_each_code_alone_tells():
             functools.partial(ae.train_step, cfg=first_cfg), ae.init(keys[0], first_cfg), 500, keys[1]
         )
         state = latent.around(keys[2], first, cfg, {"image": train})
-        state = scan(functools.partial(latent.train_step, cfg=cfg), state, 1000, keys[3])
+        state = scan(functools.partial(latent.train_step, cfg=cfg), state, 3000, keys[3])
         codes = [latent.encode(state, x, cfg) for x in (train, test)]
         found = ddpm.loss(state.ema, {"x": codes[1]}, keys[4], latent.prior(cfg))[0]
         return codes[0], found, latent.sample(key, state, 500, cfg), latent.reconstruct(state, test, cfg)
