@@ -8,9 +8,6 @@ with a repetition of pixels and a plain convolution; both before training and af
 
 import dataclasses
 import functools
-import json
-import os
-import sys
 import time
 from pathlib import Path
 from typing import Literal
@@ -19,7 +16,7 @@ import jax
 import numpy as np
 
 import jaxgen
-from jaxgen import data, experiment, plot, runs
+from jaxgen import data, experiment, plot
 from jaxgen.evaluation import result, samples, spectrum
 from jaxgen.gan import gan, presets
 
@@ -138,20 +135,9 @@ def main(options: Options) -> None:
     options.results.mkdir(parents=True, exist_ok=True)
     stem = options.results / result.file_name(options.data)
     save_picture(stem.with_suffix(".png"), {name: images[0] for name, images in sets.items()})
-    facts = {
-        "data": options.data,
-        "command": result.command(sys.argv),
-        "seed": options.seed,
-        "minutes": round((time.perf_counter() - since) / 60, 1),
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} host cores",
-        "versions": runs.versions(),
-    }
-    text = json.dumps({**facts, "white_noise": noise, "rows": rows}, indent=2) + "\n"
-    runs.write_text(stem.with_suffix(".json"), text)
+    facts = {"data": options.data, "seed": options.seed, "white_noise": noise, "rows": rows}
+    result.save(stem.with_suffix(".json"), facts, since)
 
 
 if __name__ == "__main__":
-    import tyro
-
-    with experiment.one_line_errors():
-        main(tyro.cli(Options))
+    experiment.script(main, Options)

@@ -5,9 +5,6 @@ python experiments/disentangle.py --betas 1 4 16 --steps 2000
 """
 
 import dataclasses
-import json
-import os
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +12,7 @@ import jax
 import numpy as np
 
 import jaxgen
-from jaxgen import data, experiment, plot, runs, shard
+from jaxgen import data, experiment, plot, shard
 from jaxgen.autoencoder import vae
 from jaxgen.data.factors import FACTORS
 from jaxgen.evaluation import disentangle, likelihood, result
@@ -95,16 +92,9 @@ def main(options: Options) -> None:
         "data": "factors",
         "factors": list(FACTORS),
         "n": len(data.load("factors", "test")),
-        "command": result.command(sys.argv),
-        "minutes": round((time.perf_counter() - since) / 60, 1),
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} host cores",
-        "versions": runs.versions(),
     }
-    runs.write_text(options.results / "gap.json", json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+    result.save(options.results / "gap.json", {**facts, "rows": rows}, since)
 
 
 if __name__ == "__main__":
-    import tyro
-
-    with experiment.one_line_errors():
-        main(tyro.cli(Options))
+    experiment.script(main, Options)

@@ -87,5 +87,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    with experiment.one_line_errors():
-        main(tyro.cli(Options))
+    experiment.script(main, Options)

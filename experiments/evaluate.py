@@ -4,9 +4,6 @@ python experiments/evaluate.py --data fashion_mnist
 """
 
 import dataclasses
-import json
-import os
-import sys
 import time
 from pathlib import Path
 
@@ -103,20 +100,13 @@ def main(options: Options) -> None:
         "data": options.data,
         "extractor": features.load(options.extractor, train).name,
         "n": len(sets["real"]),
-        "command": result.command(sys.argv),
         "seed": options.seed,
-        "minutes": round((time.perf_counter() - since) / 60, 1),
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} host cores",
-        "versions": runs.versions(),
     }
-    runs.write_text(stem.with_suffix(".json"), json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+    result.save(stem.with_suffix(".json"), {**facts, "rows": rows}, since)
     head = f"Features of {facts['extractor']}, {facts['n']} training against {facts['n']} test images.\n\n"
     runs.write_text(stem.with_suffix(".md"), head + table(rows))
     print(head + table(rows))
 
 
 if __name__ == "__main__":
-    import tyro
-
-    with experiment.one_line_errors():
-        main(tyro.cli(Options))
+    experiment.script(main, Options)

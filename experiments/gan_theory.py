@@ -7,8 +7,6 @@ numbers.
 """
 
 import dataclasses
-import json
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
-from jaxgen import experiment, runs
+from jaxgen import experiment
 from jaxgen.evaluation import result
 from jaxgen.gan import gan
 from jaxgen.gan.losses import DIVERGENCES, LOSSES
@@ -336,12 +334,7 @@ def main(options: Options) -> None:
     found = compute(options)
     options.results.mkdir(parents=True, exist_ok=True)
     save_picture(options.results / "theory.png", found)
-    facts = {
-        "command": result.command(sys.argv),
-        "minutes": round((time.perf_counter() - since) / 60, 1),
-        "versions": runs.versions(),
-    }
-    runs.write_text(options.results / "theory.json", json.dumps({**facts, **found}, indent=2) + "\n")
+    result.save(options.results / "theory.json", found, since)
     print("\n".join(lines(found)))
 
 
@@ -361,7 +354,4 @@ def lines(found):
 
 
 if __name__ == "__main__":
-    import tyro
-
-    with experiment.one_line_errors():
-        main(tyro.cli(Options))
+    experiment.script(main, Options)

@@ -5,9 +5,6 @@ python experiments/guidance.py --data fashion_mnist --steps 6000 --patch 2
 """
 
 import dataclasses
-import json
-import os
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxgen
-from jaxgen import data, experiment, plot, runs, shard
+from jaxgen import data, experiment, plot, shard
 from jaxgen.diffusion import ddpm
 from jaxgen.evaluation import features, frechet, prdc, result, samples
 
@@ -141,17 +138,9 @@ def main(options: Options) -> None:
         "data": options.data,
         "n": min(options.num_samples, len(test)),
         "training_data": floor,
-        "command": result.command(sys.argv),
-        "minutes": round((time.perf_counter() - since) / 60, 1),
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} host cores",
-        "versions": runs.versions(),
     }
-    text = json.dumps({**facts, "rows": rows}, indent=2) + "\n"
-    runs.write_text(options.results / f"{options.data}.json", text)
+    result.save(options.results / f"{options.data}.json", {**facts, "rows": rows}, since)
 
 
 if __name__ == "__main__":
-    import tyro
-
-    with experiment.one_line_errors():
-        main(tyro.cli(Options))
+    experiment.script(main, Options)

@@ -9,9 +9,6 @@ protocol's 400 epochs are 400,000 steps, and take hours there.
 
 import dataclasses
 import functools
-import json
-import os
-import sys
 import time
 from pathlib import Path
 from typing import Literal
@@ -20,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen import data, experiment, runs
+from jaxgen import data, experiment
 from jaxgen.data import points
 from jaxgen.evaluation import modes, result
 from jaxgen.gan import gan, presets
@@ -53,6 +50,7 @@ class Options:
 
 def main(options: Options) -> None:
     """Print a line a look, and write what is reached so far as JSON with a picture of the samples."""
+    since = time.perf_counter()
     options.results.mkdir(parents=True, exist_ok=True)
     stem = "-".join([options.data, *(options.systems if options.systems != tuple(presets.POINTS) else ())])
     train = data.load(options.data)
@@ -61,17 +59,13 @@ def main(options: Options) -> None:
         "n": NUM_POINTS,
         "seeds": options.seeds,
         "floor": modes.mode_statistics(train[:NUM_POINTS]["x"], *centers_of(options.data)),
-        "command": result.command(sys.argv),
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} host cores",
-        "versions": runs.versions(),
     }
     rows, pictures = {}, {}
     for name in options.systems:
         for row, samples in measure(options, name, train):
             rows[name], pictures[name] = row, samples
             save_samples(options.results / f"{stem}.png", pictures, train)
-            text = json.dumps({**facts, "systems": rows}, indent=2) + "\n"
-            runs.write_text(options.results / f"{stem}.json", text)
+            result.save(options.results / f"{stem}.json", {**facts, "systems": rows}, since)
     print("\n".join(table(options.data, rows)))
 
 
@@ -182,7 +176,4 @@ def save_samples(path, pictures, train):
 
 
 if __name__ == "__main__":
-    import tyro
-
-    with experiment.one_line_errors():
-        main(tyro.cli(Options))
+    experiment.script(main, Options)

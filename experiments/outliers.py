@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 import jaxgen
 from jaxgen import data, experiment
@@ -98,5 +97,4 @@ def main(options):
 
 
 if __name__ == "__main__":
-    with experiment.one_line_errors():
-        main(tyro.cli(Options))
+    experiment.script(main, Options)

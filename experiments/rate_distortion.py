@@ -8,9 +8,6 @@ on test images with the frequencies of the training set, dimensions apart; the d
 """
 
 import dataclasses
-import json
-import os
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +15,7 @@ import jax
 import numpy as np
 
 import jaxgen
-from jaxgen import data, experiment, runs
+from jaxgen import data, experiment
 from jaxgen.autoencoder import ae
 from jaxgen.evaluation import denoise, result
 from jaxgen.latent import quantize
@@ -115,20 +112,9 @@ def main(options: Options) -> None:
                 print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     options.results.mkdir(parents=True, exist_ok=True)
     save_curves(options.results / f"{options.data}.png", rows)
-    facts = {
-        "data": options.data,
-        "n": len(test),
-        "command": result.command(sys.argv),
-        "minutes": round((time.perf_counter() - since) / 60, 1),
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} host cores",
-        "versions": runs.versions(),
-    }
-    text = json.dumps({**facts, "rows": rows}, indent=2) + "\n"
-    runs.write_text(options.results / f"{options.data}.json", text)
+    facts = {"data": options.data, "n": len(test), "rows": rows}
+    result.save(options.results / f"{options.data}.json", facts, since)
 
 
 if __name__ == "__main__":
-    import tyro
-
-    with experiment.one_line_errors():
-        main(tyro.cli(Options))
+    experiment.script(main, Options)

@@ -11,8 +11,6 @@ there.
 
 import dataclasses
 import json
-import os
-import sys
 import time
 from pathlib import Path
 
@@ -170,16 +168,8 @@ def main(options: Options) -> None:
         for row in found:
             rows.append({"features": kind, **row})
             print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
-        facts = {
-            **settings,
-            "command": result.command(sys.argv),
-            "minutes": round(minutes + (time.perf_counter() - since) / 60, 1),
-            "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} host cores",
-            "versions": runs.versions(),
-        }
         save_curves(stem.with_suffix(".png"), rows)
-        text = json.dumps({**facts, "rows": rows}, indent=2) + "\n"
-        runs.write_text(stem.with_suffix(".json"), text)
+        result.save(stem.with_suffix(".json"), {**settings, "rows": rows}, since - 60 * minutes)
 
 
 def resumed(path, settings):
@@ -190,5 +180,4 @@ def resumed(path, settings):
 
 
 if __name__ == "__main__":
-    with experiment.one_line_errors():
-        main(tyro.cli(Options))
+    experiment.script(main, Options)

@@ -11,9 +11,6 @@ only a last state of its own emits: so what is written passes through all the st
 """
 
 import dataclasses
-import json
-import os
-import sys
 import time
 from pathlib import Path
 
@@ -22,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-from jaxgen import experiment, runs
+from jaxgen import experiment
 from jaxgen.classical import hmm
 from jaxgen.evaluation import result
 
@@ -199,18 +196,11 @@ def main(options: Options) -> None:
         "accuracy_by_digit": [
             round(float(right(log_p)[labels[test] == digit].mean()), 4) for digit in range(num_classes)
         ],
-        "command": result.command(sys.argv),
-        "minutes": round((time.perf_counter() - since) / 60, 1),
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} host cores",
-        "versions": runs.versions(),
     }
     for name in ("accuracy", "accuracy_of_naive_bayes_by_place", "nats_per_angle", "nats_per_angle_of_twos"):
         print(f"{name} {facts[name]:.4f}")
-    runs.write_text(options.results / "strokes.json", json.dumps(facts, indent=2) + "\n")
+    result.save(options.results / "strokes.json", facts, since)
 
 
 if __name__ == "__main__":
-    import tyro
-
-    with experiment.one_line_errors():
-        main(tyro.cli(Options))
+    experiment.script(main, Options)

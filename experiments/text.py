@@ -7,19 +7,16 @@ Without --text it reads Python's language reference, which every Python has as `
 """
 
 import dataclasses
-import json
 import math
-import os
 import re
 import string
-import sys
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from jaxgen import experiment, runs
+from jaxgen import experiment
 from jaxgen.classical import markov
 from jaxgen.evaluation import result
 
@@ -123,19 +120,11 @@ def main(options: Options) -> None:
         "text": options.text.name if options.text else "pydoc_data.topics",
         "alphabet": ALPHABET,
         "letters": {name: len(text) for name, text in texts.items()},
-        "command": result.command(sys.argv),
         "seed": options.seed,
-        "minutes": round((time.perf_counter() - since) / 60, 1),
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} host cores",
-        "versions": runs.versions(),
         "order_by_bic": min(rows, key=lambda row: row["bic"])["order"],
     }
-    options.results.mkdir(parents=True, exist_ok=True)
-    runs.write_text(options.results / "text.json", json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+    result.save(options.results / "text.json", {**facts, "rows": rows}, since)
 
 
 if __name__ == "__main__":
-    import tyro
-
-    with experiment.one_line_errors():
-        main(tyro.cli(Options))
+    experiment.script(main, Options)

@@ -9,8 +9,6 @@ they say of its topics: their perplexity can be compared between all the models.
 
 import dataclasses
 import functools
-import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -272,19 +270,12 @@ def main(options: Options) -> None:
     words = [options.corpus.name if word == str(options.corpus) else word for word in sys.argv]
     facts = {
         "data": name,
-        "command": result.command(words),
         "n": int(corpus.held_out.sum()),
-        "minutes": round((time.perf_counter() - since) / 60, 1),
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} host cores",
-        "versions": runs.versions(),
         "models": rows,
     }
-    runs.write_text(options.results / f"{name}.json", json.dumps(facts, indent=2) + "\n")
+    result.save(options.results / f"{name}.json", facts, since, words)
     runs.write_text(options.results / f"{name}.md", render(options, corpus, rows, topics))
 
 
 if __name__ == "__main__":
-    import tyro
-
-    with experiment.one_line_errors():
-        main(tyro.cli(Options))
+    experiment.script(main, Options)

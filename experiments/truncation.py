@@ -8,9 +8,6 @@ come from the same random numbers. The floor is that of as many training images 
 """
 
 import dataclasses
-import json
-import os
-import sys
 import time
 from pathlib import Path
 
@@ -129,16 +126,11 @@ def main(options: Options) -> None:
         "run": {"steps": int(state.step), "num_params": sum(x.size for x in jax.tree.leaves(state.params))},
         "extractor": extractor.name,
         "n": n,
-        "command": result.command(sys.argv),
         "seed": options.seed,
-        "minutes": round((time.perf_counter() - since) / 60, 1),
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} host cores",
-        "versions": runs.versions(),
     }
-    text = json.dumps({**facts, "floor": floor, "rows": rows}, indent=2) + "\n"
-    runs.write_text(options.results / f"{result.file_name(name)}.json", text)
+    path = options.results / f"{result.file_name(name)}.json"
+    result.save(path, {**facts, "floor": floor, "rows": rows}, since)
 
 
 if __name__ == "__main__":
-    with experiment.one_line_errors():
-        main(tyro.cli(Options))
+    experiment.script(main, Options)

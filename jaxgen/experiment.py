@@ -118,6 +118,14 @@ def main(systems: Mapping[str, System], arguments: list[str] | None = None) -> N
         )
 
 
+def script(main: Callable[[Any], None], options: type) -> None:
+    """Run a script that is no `System`: its `main`, with the options that the command line gives."""
+    import tyro
+
+    with one_line_errors():
+        main(tyro.cli(options))
+
+
 @contextlib.contextmanager
 def one_line_errors():
     """Bad input ends the program with one line and exit status 2; JAXGEN_TRACEBACK=1 shows where."""

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -104,6 +105,19 @@ def test_the_command_of_a_result_names_no_place():
         "--run-dir=/r",
     ]
     assert result.command(arguments) == "python experiments/autoencoder.py vae --steps 5"
+
+
+def test_what_a_script_saves_says_how_it_came_about(tmp_path):
+    path = tmp_path / "new" / "rows.json"
+    result.save(
+        path, {"rows": [1]}, time.perf_counter() - 90, ["there/text.py", "--results", "here", "--orders", "1"]
+    )
+    saved = json.loads(path.read_text())
+    assert saved["command"] == "python experiments/text.py --orders 1"
+    assert saved["minutes"] == 1.5
+    assert saved["device"].startswith(f"{jax.device_count()} x cpu, ")
+    assert saved["versions"]["jax"] == jax.__version__
+    assert saved["rows"] == [1]
 
 
 def test_a_run_loads_and_the_numbers_come_again(finished):

@@ -5,8 +5,10 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -40,7 +42,6 @@ def write(
     for name, metric in report["metrics"].items():
         if (data, name) in published:
             metric["published"], metric["published_source"] = published[data, name]
-    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} host cores"
     result = {
         "system": system,
         "paper": paper,
@@ -49,7 +50,7 @@ def write(
         "command": command(sys.argv),
         "seed": seed,
         "minutes": round(training_minutes(run_dir), 1),
-        "device": device,
+        "device": device(),
         "versions": runs.versions(),
         "num_params": report["num_params"],
         "metrics": report["metrics"],
@@ -64,6 +65,28 @@ def write(
         if picture.stem not in ("curves", "samples"):
             shutil.copy(picture, path.with_name(f"{path.stem}-{picture.name}"))
     return path
+
+
+def save(path: Path, facts: Mapping[str, Any], since: float, arguments: Sequence[str] | None = None) -> None:
+    """Write what a script found as JSON, with the command, the minutes, the device and the versions it took.
+
+    Args:
+        since: `time.perf_counter()` when it began.
+        arguments: the words of the command, by default the program's own.
+    """
+    circumstances = {
+        "command": command(sys.argv if arguments is None else arguments),
+        "minutes": round((time.perf_counter() - since) / 60, 1),
+        "device": device(),
+        "versions": runs.versions(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    runs.write_text(path, json.dumps({**circumstances, **facts}, indent=2) + "\n")
+
+
+def device() -> str:
+    """The devices in words, and the cores of their host."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} host cores"
 
 
 def file_name(data: str) -> str:
@@ -82,7 +105,7 @@ def training_minutes(run_dir: Path) -> float:
     return minutes
 
 
-def command(arguments: list[str]) -> str:
+def command(arguments: Sequence[str]) -> str:
     """The command as anyone would give it, without `PLACES`."""
     words, skip = [], False
     for word in arguments[1:]:
