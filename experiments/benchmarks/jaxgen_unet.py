@@ -147,8 +147,6 @@ class Side:
             array = np.asarray(leaf)
             if kind == "kernel":
                 array = np.moveaxis(array, (-1, -2), (0, 1))
-            if layer[-1] == "shortcut" and kind == "kernel":
-                array = array[..., None, None]
             arrays[f"{names[tuple(layer)]}.{'bias' if kind == 'bias' else 'weight'}"] = array
         return arrays
 

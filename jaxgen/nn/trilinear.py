@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 BLOCK_BYTES = 2**21
-"""Of the pieces of a transposed convolution that are made at a time: about what a core's cache holds."""
+"""Of the examples that are worked on at a time: about what a core's cache holds."""
 
 
 class Axis(NamedTuple):
@@ -92,6 +92,17 @@ def kernel_gradient(x: Array, g: Array, axes: tuple[Axis, ...], precision: Any) 
     """Gradient of <x * kernel, g> in kernel: (B, *input, C_in), (B, *output, C_out) to kernel's shape."""
 
     def fast(x, g):
+        """A sum over blocks of examples: their swapped copies stay in cache."""
+        block = _block(len(x), (math.prod(x.shape[1:]) + math.prod(g.shape[1:])) * x.dtype.itemsize)
+        if block == len(x):
+            return gradient(x, g)
+        blocks = [_blocks(a, block) for a in (x, g)]
+        body = lambda index, total: total + gradient(*(_examples(a, index) for a in blocks))
+        kernel = (*(axis.kernel[0] for axis in axes), x.shape[-1], g.shape[-1])
+        zero = jnp.zeros(kernel, jnp.promote_types(x.dtype, jnp.float32))
+        return lax.fori_loop(0, blocks[0].shape[1], body, zero).astype(x.dtype)
+
+    def gradient(x, g):
         # Either may slide over the other: fewer channels slide cheaper, and dilation would slide over zeros.
         unit_strides = all(axis.output[1] == 1 for axis in axes)
         if unit_strides and (g.shape[-1] < x.shape[-1] or any(axis.input[1] > 1 for axis in axes)):
@@ -165,24 +176,34 @@ def _overlap_add(x, kernel, axes, precision):
     and are summed once: XLA sums them anew in each fusion that reads a result outside of a loop.
     """
     copies = jnp.moveaxis(jnp.flip(kernel, range(len(axes))), -2, 0)
-    piece_bytes = math.prod((*x.shape[1:-1], *copies.shape[1:])) * x.dtype.itemsize
-    largest = max(BLOCK_BYTES // max(piece_bytes, 1), 1)
-    if len(x) <= largest:
+    block = _block(len(x), math.prod((*x.shape[1:-1], *copies.shape[1:])) * x.dtype.itemsize)
+    if block == len(x):
         return _overlap_add_block(x, copies, axes, precision)
-    block = max(size for size in range(1, largest + 1) if len(x) % size == 0)
-    # The loop goes over the second factor of the batch: where devices split the batch, they split the first.
-    blocks = x.reshape(block, -1, *x.shape[1:])
+    blocks = _blocks(x, block)
 
     def body(index, y):
-        block = lax.dynamic_index_in_dim(blocks, index, 1, keepdims=False)
-        return lax.dynamic_update_index_in_dim(
-            y, _overlap_add_block(block, copies, axes, precision), index, 1
-        )
+        piece = _overlap_add_block(_examples(blocks, index), copies, axes, precision)
+        return lax.dynamic_update_index_in_dim(y, piece, index, 1)
 
     output = (axis.output[0] for axis in axes)
     y = jnp.zeros((*blocks.shape[:2], *output, kernel.shape[-1]), x.dtype)
     y = lax.fori_loop(0, blocks.shape[1], body, y)
     return y.reshape(len(x), *y.shape[2:])
+
+
+def _block(n, example_bytes):
+    """How many of n examples to work on at a time."""
+    largest = max(BLOCK_BYTES // max(example_bytes, 1), 1)
+    return max((size for size in range(1, min(n, largest) + 1) if n % size == 0), default=n)
+
+
+def _blocks(x, block):
+    """(B, ...) to (block, blocks, ...): where devices split the batch, they split the first factor of it."""
+    return x.reshape(block, -1, *x.shape[1:])
+
+
+def _examples(blocks, index):
+    return lax.dynamic_index_in_dim(blocks, index, 1, keepdims=False)
 
 
 def _overlap_add_block(x, copies, axes, precision):

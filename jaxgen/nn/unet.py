@@ -41,7 +41,7 @@ class ResidualBlock(nn.Module):
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h = Conv(self.channels, (3, 3), dtype=self.dtype, kernel_init=ZEROS)(h)
         if x.shape[-1] != self.channels:
-            x = nn.Dense(self.channels, dtype=self.dtype, kernel_init=GLOROT, name="shortcut")(x)
+            x = Conv(self.channels, (1, 1), dtype=self.dtype, kernel_init=GLOROT, name="shortcut")(x)
         return x + h
 
 

@@ -86,6 +86,22 @@ def test_a_few_examples_at_a_time(batch, monkeypatch):
         assert_close(ours, derivatives(lax.conv_general_dilated, x, kernel, *geometry))
 
 
+@pytest.mark.parametrize("batch", [6, 7])
+@pytest.mark.parametrize("out", [2, 5])
+def test_gradients_of_kernels_by_a_few_examples_at_a_time(batch, out, monkeypatch):
+    monkeypatch.setattr(
+        trilinear, "BLOCK_BYTES", 8 * 3 * 20 * (3 + out)
+    )  # three examples and their gradients
+    geometry = ((1, 1), "SAME", None, None, LAYOUTS[2])
+    with jax.enable_x64(True):
+        x, kernel = normal(0, batch, 4, 5, 3, dtype=jnp.float64), normal(1, 3, 3, 3, out, dtype=jnp.float64)
+        total = lambda kernel: conv.conv_general_dilated(x, kernel, *geometry).sum()
+        gradient = str(jax.make_jaxpr(jax.grad(total))(kernel))
+        assert gradient.count("while[") + gradient.count("scan[") == 1
+        ours = derivatives(conv.conv_general_dilated, x, kernel, *geometry)
+        assert_close(ours, derivatives(lax.conv_general_dilated, x, kernel, *geometry))
+
+
 def test_finite_differences():
     with jax.enable_x64(True):
         x, kernel = normal(0, 2, 5, 4, 2, dtype=jnp.float64), normal(1, 3, 2, 2, 3, dtype=jnp.float64)
