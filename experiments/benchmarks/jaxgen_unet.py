@@ -118,12 +118,7 @@ class Side:
     def _diffusers_layout(self, tree):
         """{"module.layer.weight": array} of the parameters, or of their gradients."""
         sizes, blocks = range(len(self.sizes.hidden)), self.cfg.num_blocks
-        convs = [
-            "conv_in",
-            *(f"down_blocks.{i}.downsamplers.0.conv" for i in sizes[:-1]),
-            *(f"up_blocks.{i}.upsamplers.0.conv" for i in sizes[:-1]),
-            "conv_out",
-        ]
+        convs = ["conv_in", *(f"down_blocks.{i}.downsamplers.0.conv" for i in sizes[:-1]), "conv_out"]
         residuals = [
             *(f"down_blocks.{i}.resnets.{j}" for i in sizes for j in range(blocks)),
             *(f"mid_block.resnets.{j}" for j in range(2)),
@@ -135,6 +130,7 @@ class Side:
             ("GroupNorm_0",): "conv_norm_out",
         }
         names |= {(f"Conv_{i}",): name for i, name in enumerate(convs)}
+        names |= {(f"UpsampleConv_{i}",): f"up_blocks.{i}.upsamplers.0.conv" for i in sizes[:-1]}
         for i, name in enumerate(residuals):
             names |= {(f"ResidualBlock_{i}", ours): f"{name}.{theirs}" for ours, theirs in BLOCK.items()}
         names |= {

@@ -13,7 +13,7 @@ from jax import Array
 
 from jaxgen.nn import embed, patches
 from jaxgen.nn.attention import SelfAttention
-from jaxgen.nn.conv import Conv
+from jaxgen.nn.conv import Conv, UpsampleConv
 from jaxgen.nn.norm import GroupNorm
 
 GLOROT = nn.initializers.glorot_uniform()
@@ -96,6 +96,9 @@ class UNet(nn.Module):
         def conv(x, channels, strides=1, init=GLOROT):
             return Conv(channels, (3, 3), strides, dtype=self.dtype, kernel_init=init)(x)
 
+        def doubled(x):
+            return UpsampleConv(x.shape[-1], (3, 3), dtype=self.dtype, kernel_init=GLOROT)(x)
+
         x = conv(x, self.width)
         kept = [x]
         for level, multiplier in enumerate(self.multipliers):
@@ -113,7 +116,7 @@ class UNet(nn.Module):
             for _ in range(self.num_blocks + 1):
                 x = block(jnp.concatenate([x, kept.pop()], -1), self.width * multiplier)
             if level:
-                x = conv(x.repeat(2, 1).repeat(2, 2), x.shape[-1])
+                x = doubled(x)
         x = nn.silu(GroupNorm(self.num_groups, dtype=self.dtype)(x))
         return jnp.float32(conv(x, self.out_channels, init=ZEROS))
 

@@ -102,6 +102,40 @@ def test_gradients_of_kernels_by_a_few_examples_at_a_time(batch, out, monkeypatc
         assert_close(ours, derivatives(lax.conv_general_dilated, x, kernel, *geometry))
 
 
+@pytest.mark.parametrize(
+    ("x", "kernel"),
+    [((2, 4, 5, 3), (3, 3, 3, 4)), ((2, 1, 4, 3), (5, 1, 3, 2)), ((2, 4, 2), (3, 2, 3))],
+)
+def test_upsampling_and_convolution_are_one(x, kernel):
+    def apart(x, kernel):
+        for axis in range(1, x.ndim - 1):
+            x = x.repeat(2, axis)
+        strides = (1,) * (x.ndim - 2)
+        return lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=LAYOUTS[x.ndim - 2])
+
+    with jax.enable_x64(True):
+        x, kernel = normal(0, *x, dtype=jnp.float64), normal(1, *kernel, dtype=jnp.float64)
+        ours = derivatives(conv.upsample_conv, x, kernel)
+        assert_close(ours, derivatives(apart, x, kernel))
+        layer = conv.UpsampleConv(kernel.shape[-1], kernel.shape[:-2], param_dtype=jnp.float64)
+        params = {"kernel": kernel, "bias": jnp.zeros(kernel.shape[-1])}
+        assert_close(layer.apply({"params": params}, x), ours[0][0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kernel_size": (4, 4)}, "odd sizes"),
+        ({"kernel_size": (3, 3), "padding": "VALID"}, '"SAME" padding'),
+        ({"kernel_size": (3, 3), "strides": 2}, '"SAME" padding'),
+        ({"kernel_size": (3, 3), "kernel_dilation": 2}, '"SAME" padding'),
+    ],
+)
+def test_an_upsampling_convolution_has_one_geometry(options, message):
+    with pytest.raises(ValueError, match=message):
+        conv.UpsampleConv(3, **options).init(jax.random.key(0), IMAGES)
+
+
 def test_finite_differences():
     with jax.enable_x64(True):
         x, kernel = normal(0, 2, 5, 4, 2, dtype=jnp.float64), normal(1, 3, 2, 2, 3, dtype=jnp.float64)

@@ -45,7 +45,7 @@ class Generator(nn.Module):
 
     def _double(self, x, width, normalization):
         if self.upsampling == "nearest":
-            return layers.convolution(width, 3, normalization, self.std, self.dtype)(layers.nearest(x))
+            return layers.convolution(width, 3, normalization, self.std, self.dtype, upsample=True)(x)
         return conv.ConvTranspose(
             width,
             (4, 4),

@@ -27,10 +27,13 @@ def dense(width: int, normalization: str, std: float, dtype: Any) -> nn.Module:
 
 
 def convolution(
-    width: int, size: int, normalization: str, std: float, dtype: Any, stride: int = 1
+    width: int, size: int, normalization: str, std: float, dtype: Any, stride: int = 1, upsample: bool = False
 ) -> nn.Module:
-    """As `dense`, a convolution by a square kernel whose output is 1 / `stride` of the input's size."""
-    layer = conv.Conv(
+    """As `dense`, a convolution by a square kernel whose output is 1 / `stride` of the input's size.
+
+    With `upsample` it is the convolution of an image twice as large, every pixel four times.
+    """
+    layer = (conv.UpsampleConv if upsample else conv.Conv)(
         width,
         (size, size),
         (stride, stride),

@@ -38,10 +38,10 @@ class Generator(nn.Module):
         x = x.reshape(-1, *size, self.widths[0])
         normalize = lambda x: nn.relu(layers.normalize(x, self.normalization, train, 0.0, label))
         for width in self.widths:
-            y = layers.nearest(normalize(x))
-            y = _convolution(width, 3, 2.0, self.normalization, self.dtype)(y)
+            y = _convolution(width, 3, 2.0, self.normalization, self.dtype, conv.UpsampleConv)(normalize(x))
             y = _convolution(width, 3, 2.0, "none", self.dtype)(normalize(y))
-            x = _convolution(width, 1, 1.0, "none", self.dtype)(layers.nearest(x)) + y
+            # The shortcut's 1x1 convolution and the repetition of pixels commute: the smaller image first.
+            x = layers.nearest(_convolution(width, 1, 1.0, "none", self.dtype)(x)) + y
         return nn.tanh(_convolution(self.shape[-1], 3, 1.0, "none", self.dtype)(normalize(x)))
 
 
@@ -71,7 +71,7 @@ class Discriminator(nn.Module):
         return nn.relu(x).sum((1, 2))
 
 
-def _convolution(width, size, gain, normalization, dtype):
+def _convolution(width, size, gain, normalization, dtype, kind=conv.Conv):
     init = nn.initializers.variance_scaling(gain, "fan_avg", "uniform")
-    layer = conv.Conv(width, (size, size), dtype=dtype, kernel_init=init)
+    layer = kind(width, (size, size), dtype=dtype, kernel_init=init)
     return norm.SpectralNorm(layer) if normalization == "spectral" else layer
