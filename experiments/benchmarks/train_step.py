@@ -307,10 +307,11 @@ def main(options: Options) -> None:
 
 
 def machine() -> str:
-    """The processor's name and the number of its cores."""
+    """The processor's name, the number of its cores, and what malloc is told by the environment."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE) if info.exists() else []
-    return f"{(names or [platform.processor()])[0]}, {os.cpu_count()} cores"
+    told = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")]
+    return ", ".join([(names or [platform.processor()])[0], f"{os.cpu_count()} cores", *told])
 
 
 def rounded(value: Any) -> Any:
