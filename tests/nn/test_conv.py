@@ -89,9 +89,8 @@ def test_a_few_examples_at_a_time(batch, monkeypatch):
 @pytest.mark.parametrize("batch", [6, 7])
 @pytest.mark.parametrize("out", [2, 5])
 def test_gradients_of_kernels_by_a_few_examples_at_a_time(batch, out, monkeypatch):
-    monkeypatch.setattr(
-        trilinear, "BLOCK_BYTES", 8 * 3 * 20 * (3 + out)
-    )  # three examples and their gradients
+    three_examples = 8 * 3 * 20 * (3 + out)  # and the gradients of their outputs
+    monkeypatch.setattr(trilinear, "BLOCK_BYTES", three_examples)
     geometry = ((1, 1), "SAME", None, None, LAYOUTS[2])
     with jax.enable_x64(True):
         x, kernel = normal(0, batch, 4, 5, 3, dtype=jnp.float64), normal(1, 3, 3, 3, out, dtype=jnp.float64)
