@@ -22,9 +22,10 @@ from matplotlib.figure import Figure
 from jaxgen import data, plot
 from jaxgen.autoencoder import ae, vae, vq_vae
 from jaxgen.classical import gmm
-from jaxgen.evaluation import denoise, likelihood, report
-from jaxgen.experiment import Options, System, main
+from jaxgen.evaluation import denoise, likelihood
+from jaxgen.evaluation.metric import metric
 from jaxgen.latent import interpolate
+from jaxgen.script import Options, System, main
 from jaxgen.types import observed
 
 MANIFOLD_SIDE = 20
@@ -61,7 +62,7 @@ def given_label(key, state, test, cfg, num_samples):
         bound(jax.random.fold_in(key, index), observed(batch), batch["label"])
         for index, batch in enumerate(data.in_order(test, 500))
     ]
-    return report.metric(-np.concatenate(values).mean(), "nats", len(test))
+    return metric(-np.concatenate(values).mean(), "nats", len(test))
 
 
 def evaluate_autoencoder(key, state, train, test, cfg, folder):
@@ -117,7 +118,7 @@ def evaluate_denoising(key, state, train, test, cfg, folder):
             plot.save_grid(folder / "denoised.png", np.concatenate(images), columns=12)
     save_levels(folder / "psnr.png", rows, f"{cfg.noise} noise, level", "PSNR, dB")
     reached = rows[cfg.noise_level].items()
-    metrics = {f"psnr_{name}": report.metric(value, "dB", len(clean)) for name, value in reached}
+    metrics = {f"psnr_{name}": metric(value, "dB", len(clean)) for name, value in reached}
     return metrics | reconstruction_error(key, ae, state, test, cfg)
 
 
@@ -144,8 +145,8 @@ def evaluate_vq_vae(key, state, train, test, cfg, folder):
     )
     perplexity = vq_vae.perplexity(counts / counts.sum())
     return reconstruction_error(key, vq_vae, state, test, cfg) | {
-        "perplexity": report.metric(perplexity, f"of {cfg.num_codes} codes", len(test)),
-        "codes_used": report.metric((counts > 0).mean(), "fraction", len(test)),
+        "perplexity": metric(perplexity, f"of {cfg.num_codes} codes", len(test)),
+        "codes_used": metric((counts > 0).mean(), "fraction", len(test)),
     }
 
 
@@ -156,7 +157,7 @@ def reconstruction_error(key, family, state, test, cfg):
         return ((family.reconstruct(state, x, cfg) - x) ** 2).reshape(len(x), -1).mean(1)
 
     value = likelihood.per_example(key, error, test).mean()
-    return {"reconstruction_mse": report.metric(value, "squared", len(test))}
+    return {"reconstruction_mse": metric(value, "squared", len(test))}
 
 
 BURDA = vae.Config(

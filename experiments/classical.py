@@ -17,8 +17,9 @@ import scipy.sparse
 
 from jaxgen import plot
 from jaxgen.classical import documents, gda, gmm, hmm, lda, markov, naive_bayes, plsa
-from jaxgen.evaluation import likelihood, report
-from jaxgen.experiment import Options, System, main
+from jaxgen.evaluation import likelihood
+from jaxgen.evaluation.metric import metric
+from jaxgen.script import Options, System, main
 from jaxgen.types import observed
 
 
@@ -29,7 +30,7 @@ def evaluate_classifier(key, state, train, test, cfg, folder, family):
     if len(cfg.shape) == 3:
         label = np.repeat(np.arange(cfg.num_classes), 10)
         plot.save_grid(folder / "classes.png", family.sample(key, state, len(label), cfg, label), columns=10)
-    metrics = {"accuracy": report.metric(accuracy, "of examples", len(test))}
+    metrics = {"accuracy": metric(accuracy, "of examples", len(test))}
     return metrics | likelihood.evaluate(key, family, state, test, cfg)
 
 
@@ -45,7 +46,7 @@ def evaluate_topics(key, state, train, test, cfg, folder, family):
         plot.save_grid(folder / "topics.png", topics)
         x = test[:48]["image"]
         plot.save_pairs(folder / "reconstructions.png", x, family.reconstruct(state, x, cfg))
-    metrics = {"completion_perplexity": report.metric(perplexity, "words", len(test))}
+    metrics = {"completion_perplexity": metric(perplexity, "words", len(test))}
     return metrics | likelihood.evaluate(key, family, state, test, cfg)
 
 

@@ -25,8 +25,9 @@ import jaxgen
 from jaxgen import plot, shard
 from jaxgen.autoencoder import vq_vae
 from jaxgen.diffusion import consistency, ddpm, edm, flow_matching, latent, processes, schedules
-from jaxgen.evaluation import likelihood, report, samples
-from jaxgen.experiment import Options, System, main
+from jaxgen.evaluation import likelihood, samples
+from jaxgen.evaluation.metric import metric
+from jaxgen.script import Options, System, main
 from jaxgen.types import observed
 
 COLUMNS = 10
@@ -53,7 +54,7 @@ def evaluate(key, state, train, test, cfg, folder, num_images, num_compared, set
 def evaluate_edm(key, state, train, test, cfg, folder, num_compared, settings):
     """The loss on the test set, where 1 is Gaussian data; pictures and distances as `evaluate` has them."""
     loss = jax.jit(lambda batch: edm.loss(state.ema, batch, key, cfg)[0])
-    metrics = {"loss": report.metric(loss(test[:2000]), "of Gaussian data", min(len(test), 2000))}
+    metrics = {"loss": metric(loss(test[:2000]), "of Gaussian data", min(len(test), 2000))}
     if len(cfg.shape) != 3:
         return metrics
     frames = edm.sample(key, state, 6, cfg, steps=2 * COLUMNS, frames=COLUMNS)[1]
@@ -74,11 +75,11 @@ def evaluate_flow(key, state, train, test, cfg, folder, num_images, num_compared
     density = jax.jit(lambda key, x: flow_matching.log_prob(state, x, cfg, steps=20, num_probes=1, key=key))
     parts = np.array_split(x, -(-len(x) // 100))
     nats = -np.concatenate([density(jax.random.fold_in(probe_key, i), part) for i, part in enumerate(parts)])
-    metrics = {"nll_ode": report.metric(nats.mean(), "nats", len(x))}
+    metrics = {"nll_ode": metric(nats.mean(), "nats", len(x))}
     if not images:
         return metrics
     bits = likelihood.bits_per_dim(nats.mean(), x[0].size, flow_matching.PIXEL_STEP)
-    metrics["nll_ode_bits_per_dim"] = report.metric(bits, "bits/dim, dequantised", len(x))
+    metrics["nll_ode_bits_per_dim"] = metric(bits, "bits/dim, dequantised", len(x))
     return metrics | compare(key, flow_matching, state, train, test, cfg, folder, num_compared, settings)
 
 
@@ -128,8 +129,8 @@ def evaluate_latent(key, state, train, test, cfg, folder, num_compared, settings
     """
     x, again = test[:2000]["image"], jax.jit(lambda x: latent.reconstruct(state, x, cfg))
     plot.save_pairs(folder / "reconstructions.png", x[:48], again(x[:48]))
-    metrics = {"reconstruction_mse": report.metric(((again(x) - x) ** 2).mean(), "squared", len(x))}
-    metrics["loss"] = report.metric(latent_loss(key, state, x, cfg), "squared, a dimension", len(x))
+    metrics = {"reconstruction_mse": metric(((again(x) - x) ** 2).mean(), "squared", len(x))}
+    metrics["loss"] = metric(latent_loss(key, state, x, cfg), "squared, a dimension", len(x))
     frames = latent.sample(key, state, 6, cfg, steps=min(100, cfg.num_steps), frames=COLUMNS)[1]
     save_backward(folder / "backward.png", frames)
     family, first_cfg = latent.FIRST[cfg.first].family, latent.first_config(cfg)
@@ -175,10 +176,10 @@ def bound(key, state, test, cfg, num_images):
     compiled = jax.jit(lambda key, x: ddpm.elbo(key, state, x, cfg, num_terms=calls))
     parts = np.array_split(x, -(-len(x) // 100))
     nats = -np.concatenate([compiled(jax.random.fold_in(key, i), part) for i, part in enumerate(parts)])
-    metrics = {"negative_elbo": report.metric(nats.mean(), "nats", len(x))}
+    metrics = {"negative_elbo": metric(nats.mean(), "nats", len(x))}
     if cfg.levels:
         bits = likelihood.bits_per_dim(nats.mean(), x[0].size)
-        metrics["elbo_bits_per_dim"] = report.metric(bits, "bits/dim", len(x))
+        metrics["elbo_bits_per_dim"] = metric(bits, "bits/dim", len(x))
     return metrics
 
 

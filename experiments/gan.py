@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import data, plot
-from jaxgen.evaluation import features, modes, report, samples
-from jaxgen.experiment import Options, System, main
+from jaxgen.evaluation import features, modes, samples
+from jaxgen.evaluation.metric import metric
 from jaxgen.gan import gan, presets
 from jaxgen.latent import interpolate
+from jaxgen.script import Options, System, main
 
 NUM_STACKED = 26_000
 """Pictures of three digits that are judged, as in Lin et al. 2018."""
@@ -67,8 +68,8 @@ def evaluate_stacked(key, state, train, test, cfg, folder):
     x = samples.draw(key, gan, state, NUM_STACKED, cfg)
     reached, floor = (modes.stacked_mode_statistics(read_digits(images)) for images in (x, test[:]["image"]))
     return {
-        "modes": report.metric(reached["modes"], "of 1000", len(x), floor["modes"]),
-        "reverse_kl": report.metric(reached["reverse_kl"], "nats", len(x), floor["reverse_kl"]),
+        "modes": metric(reached["modes"], "of 1000", len(x), floor["modes"]),
+        "reverse_kl": metric(reached["reverse_kl"], "nats", len(x), floor["reverse_kl"]),
     }
 
 

@@ -28,7 +28,7 @@ from flax import traverse_util
 
 from jaxgen import data
 from jaxgen.evaluation.features import small_cnn
-from jaxgen.experiment import one_line_errors
+from jaxgen.script import one_line_errors
 
 WEIGHTS = Path(small_cnn.__file__).parent / "weights"
 

@@ -2,9 +2,10 @@
 
 __version__ = "0.1.0"
 
-from jaxgen.checkpoint import load
-from jaxgen.fit import fit
-from jaxgen.runs import RunError
+from jaxgen.run import shard
+from jaxgen.run.checkpoint import load
+from jaxgen.run.directory import RunError
+from jaxgen.run.fit import fit
 from jaxgen.types import families
 
-__all__ = ["RunError", "families", "fit", "load"]
+__all__ = ["RunError", "families", "fit", "load", "shard"]

@@ -8,8 +8,9 @@ from typing import Annotated
 import jax
 import tyro
 
-from jaxgen import checkpoint, data, experiment, plot, runs, types
-from jaxgen.evaluation import report
+from jaxgen import data, plot, script, types
+from jaxgen.run import checkpoint, directory
+from jaxgen.script import report
 
 CAPABILITIES = [
     "loss",
@@ -52,7 +53,7 @@ def sample(
         step: Which checkpoint; the latest by default.
     """
     family, cfg, state = checkpoint.load(run, step)
-    out = out or runs.resolve(run) / "samples.png"
+    out = out or directory.resolve(run) / "samples.png"
     draw = jax.jit(lambda key, state: family.sample(key, state, n, cfg))
     plot.save_samples(out, draw(jax.random.key(seed), state))
     print(f"{n} samples in {out}")
@@ -77,10 +78,10 @@ def evaluate(
         extractor: Features those of pictures are measured by; by default the best that needs nothing.
     """
     family, cfg, state = checkpoint.load(run, step)
-    name = runs.read_description(runs.resolve(run))["data"]
+    name = directory.read_description(directory.resolve(run))["data"]
     size = cfg.shape[0] if len(cfg.shape) == 3 else None
     train, test = (data.load(name, split, data_dir, size) for split in ("train", "test"))
-    experiment.evaluate_run(
+    script.evaluate_run(
         family, cfg, state, train, test, run, seed=seed, num_samples=num_samples, extractor=extractor
     )
 
@@ -106,5 +107,5 @@ def main(arguments: list[str] | None = None) -> None:
         "evaluate": evaluate,
         "report": show_report,
     }
-    with experiment.one_line_errors():
+    with script.one_line_errors():
         tyro.extras.subcommand_cli_from_dict(commands, args=arguments)

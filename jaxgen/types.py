@@ -1,5 +1,6 @@
 """The protocol every family satisfies: a module with a Config, `init`, `train_step` and `sample`."""
 
+import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Mapping
@@ -34,6 +35,17 @@ class Family(Protocol):
 
     def sample(self, key: Array, state: Any, n: int, cfg: Any) -> Array:
         """`n` draws from the model, in the space of the data."""
+
+
+FROM_THE_DATA = ("shape", "num_classes")
+"""Fields of a Config that are facts of the data."""
+
+
+def shape_to(dataset: Any, cfg: Any) -> Any:
+    """`cfg` with the data set's shape and number of classes, where it has such fields."""
+    names = {field.name for field in dataclasses.fields(cfg)}
+    facts = {name: getattr(dataset, name) for name in FROM_THE_DATA if name in names}
+    return dataclasses.replace(cfg, **facts)
 
 
 def observed(batch: Batch) -> Array:

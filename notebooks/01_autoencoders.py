@@ -2,6 +2,11 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -25,7 +30,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import jaxgen
-from jaxgen import data, experiment, plot
+from jaxgen import data, plot, types
 from jaxgen.autoencoder import ae, vae, vq_vae
 from jaxgen.classical import gmm
 from jaxgen.evaluation import denoise, likelihood, outliers
@@ -38,7 +43,7 @@ images, labels = jnp.asarray(test[:]["image"]), test[:]["label"]
 
 
 def train_on_digits(family, **hyperparameters):
-    cfg = experiment.shape_to(train, family.Config(**hyperparameters))
+    cfg = types.shape_to(train, family.Config(**hyperparameters))
     return cfg, jaxgen.fit(family, cfg, train, steps=STEPS, batch_size=128, key=jax.random.key(0))
 
 

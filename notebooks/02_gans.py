@@ -2,6 +2,11 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -137,7 +142,7 @@ right.set(xlabel="distance of two narrow Gaussians", title="how far two distribu
 left.legend()
 right.legend()
 # %% [markdown]
-# `experiments/gan_theory.py` has more of this, among it how the vanilla, the f- and the Wasserstein GAN come out of one
+# `experiments/studies/gan_theory.py` has more of this, among it how the vanilla, the f- and the Wasserstein GAN come out of one
 # equation.
 #
 # ## Collapse, and its cure

@@ -2,6 +2,11 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -187,7 +192,7 @@ for order in range(MOST):
     print(order, "".join(alphabet[letter] for letter in np.asarray(written)))
 
 # %% [markdown]
-# `experiments/text.py` measures them on held-out paragraphs: from 4.1 bits a letter at order 0 to 1.5 at order 5.
+# `experiments/studies/text.py` measures them on held-out paragraphs: from 4.1 bits a letter at order 0 to 1.5 at order 5.
 #
 # ## Hidden Markov model: the weather behind the umbrella
 #

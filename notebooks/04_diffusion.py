@@ -2,6 +2,11 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -168,7 +173,7 @@ axes.legend()
 #
 # prediction = (1 - w) unconditional + w conditional: w = 0 ignores the class, 1 is what was trained, more exaggerates what
 # makes a digit of this class. A column a class, a row a scale, the same noise. What is gained in clarity is lost in
-# variety; `experiments/guidance.py` measures both.
+# variety; `experiments/studies/guidance.py` measures both.
 
 # %%
 guidance = (0.0, 1.0, 2.0, 5.0)

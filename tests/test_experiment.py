@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 import jaxgen
-from jaxgen import checkpoint, cli, data, experiment, runs
+from jaxgen import cli, data, types
 from jaxgen.autoencoder import vae
-from jaxgen.evaluation import likelihood, result
+from jaxgen.evaluation import likelihood
+from jaxgen.run import checkpoint, directory
+from jaxgen.script import result
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "experiments" / "autoencoder.py"
@@ -109,11 +111,10 @@ def test_the_command_of_a_result_names_no_place():
 
 def test_what_a_script_saves_says_how_it_came_about(tmp_path):
     path = tmp_path / "new" / "rows.json"
-    result.save(
-        path, {"rows": [1]}, time.perf_counter() - 90, ["there/text.py", "--results", "here", "--orders", "1"]
-    )
+    arguments = ["there/experiments/studies/text.py", "--results", "here", "--orders", "1"]
+    result.save(path, {"rows": [1]}, time.perf_counter() - 90, arguments)
     saved = json.loads(path.read_text())
-    assert saved["command"] == "python experiments/text.py --orders 1"
+    assert saved["command"] == "python experiments/studies/text.py --orders 1"
     assert saved["minutes"] == 1.5
     assert saved["device"].startswith(f"{jax.device_count()} x cpu, ")
     assert saved["versions"]["jax"] == jax.__version__
@@ -234,14 +235,14 @@ def test_log_lines_reach_tensorboard(tmp_path):
 
 def test_shape_to_changes_only_what_the_config_has():
     digits = data.load("digits")
-    assert experiment.shape_to(digits, vae.Config(shape=(1,), beta=2.0)) == vae.Config(
+    assert types.shape_to(digits, vae.Config(shape=(1,), beta=2.0)) == vae.Config(
         shape=(8, 8, 1), num_classes=10, beta=2.0
     )
 
 
 def test_a_config_of_another_version_is_one_line(tmp_path):
-    description = runs.describe(vae, vae.Config())
+    description = directory.describe(vae, vae.Config())
     description["config"]["gone"] = 1
-    runs.write_text(tmp_path / "config.json", json.dumps(description))
+    directory.write_text(tmp_path / "config.json", json.dumps(description))
     with pytest.raises(jaxgen.RunError, match="does not fit this version"):
         jaxgen.load(tmp_path)

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 import jaxgen
-from jaxgen import checkpoint, data, runs, shard
+from jaxgen import data, shard
 from jaxgen.autoencoder import vae
+from jaxgen.run import checkpoint, directory
 from tests import line
 
 ROOT = Path(__file__).parent.parent
@@ -44,7 +45,7 @@ def test_log_lines_are_means_over_the_interval(ring, tmp_path):
     seen = []
     fit(ring, 25, run_dir=tmp_path, log_every=10, on_log=lambda step, m: seen.append((step, m["index"])))
     assert seen == [(10, 4.5), (20, 14.5), (25, 22.0)]
-    rows = runs.read_metrics(tmp_path)
+    rows = directory.read_metrics(tmp_path)
     assert [(row["step"], row["index"]) for row in rows] == seen
     assert all(row["steps_per_second"] > 0 for row in rows)
 
@@ -73,7 +74,7 @@ def test_run_directory_holds_what_it_should(ring, tmp_path):
     run_dir = tmp_path / "new" / "run"
     assert checkpoint.steps(run_dir) == [10, 15, 20]
     assert sorted(path.name for path in (run_dir / "samples").iterdir()) == ["10.png", "20.png"]
-    description = runs.read_description(run_dir)
+    description = directory.read_description(run_dir)
     assert description["family"] == "tests.line"
     assert description["data"] == "ring"
     assert description["versions"]["jax"] == jax.__version__
@@ -81,10 +82,10 @@ def test_run_directory_holds_what_it_should(ring, tmp_path):
 
 def test_a_finished_run_returns_at_once(ring, tmp_path):
     first = fit(ring, 10, run_dir=tmp_path)
-    rows = runs.read_metrics(tmp_path)
+    rows = directory.read_metrics(tmp_path)
     again = fit(ring, 10, run_dir=tmp_path)
     np.testing.assert_array_equal(first.params, again.params)
-    assert runs.read_metrics(tmp_path) == rows
+    assert directory.read_metrics(tmp_path) == rows
 
 
 def test_load_then_sample_in_two_lines(ring, tmp_path):
@@ -203,7 +204,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_last_whole_one(ring, tmp_path, d
     np.testing.assert_array_equal(resumed.params, fit(ring, 18).params)
     assert checkpoint.steps(tmp_path) == [10, 15, 18]
     assert (tmp_path / "damaged" / "15").is_dir()
-    assert [row["step"] for row in runs.read_metrics(tmp_path)] == [18]
+    assert [row["step"] for row in directory.read_metrics(tmp_path)] == [18]
 
 
 def test_with_no_whole_checkpoint_nothing_is_overwritten(ring, tmp_path):
@@ -255,12 +256,12 @@ def test_a_stopped_run_ends_with_the_bits_of_a_straight_one(ring, tmp_path, stra
     steps = checkpoint.steps(tmp_path)
     assert 40 <= steps[-1] < 2000
     if number != signal.SIGKILL:
-        rows = runs.read_metrics(tmp_path)
+        rows = directory.read_metrics(tmp_path)
         assert 0 <= steps[-1] - rows[-1]["step"] <= 10
     if number == signal.SIGINT:
         assert f"stopped after step {steps[-1]}, saved in {tmp_path}" in stderr
     np.testing.assert_array_equal(fit(ring, 2000, run_dir=tmp_path, log_every=10).params, straight)
-    assert [row["step"] for row in runs.read_metrics(tmp_path)] == list(range(10, 2001, 10))
+    assert [row["step"] for row in directory.read_metrics(tmp_path)] == list(range(10, 2001, 10))
 
 
 def test_signal_handlers_are_put_back(ring, tmp_path):
@@ -319,4 +320,4 @@ def test_two_processes_equal_one(ring, tmp_path):
     for name, dataset in {"resident": ring, "streamed": streamed}.items():
         alone = fit(dataset, 12, mesh=shard.mesh(2)).params
         np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), alone, rtol=1e-6, atol=1e-7)
-        assert [row["step"] for row in runs.read_metrics(tmp_path / name)] == [5, 6, 10, 12]
+        assert [row["step"] for row in directory.read_metrics(tmp_path / name)] == [5, 6, 10, 12]

@@ -1,6 +1,5 @@
 """The project's own papers: README, results, notebooks and CI say the same thing."""
 
-import importlib.util
 import json
 import os
 import re
@@ -12,6 +11,7 @@ import jupytext
 import pytest
 
 import jaxgen
+from experiments import table
 from jaxgen import cli, types
 
 ROOT = Path(__file__).parent.parent
@@ -22,9 +22,6 @@ CAPABILITIES = ["sample", *cli.CAPABILITIES]
 
 
 def test_readme_has_the_table_of_the_results():
-    spec = importlib.util.spec_from_file_location("table", ROOT / "experiments" / "table.py")
-    table = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(table)
     assert table.splice(README, table.render()) == README, "run python experiments/table.py"
 
 

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 import jaxgen
-from jaxgen import data, experiment, runs, shard
+from jaxgen import data, shard, types
 from jaxgen.evaluation import mmd
+from jaxgen.run import directory
 from jaxgen.types import observed
 
 FAMILIES = jaxgen.families()
@@ -73,7 +74,7 @@ class Case:
 def make_case(name):
     family = FAMILIES[name]
     dataset = data.load(DATA.get(name, "digits"))
-    cfg = experiment.shape_to(dataset, family.Config(**SMALL.get(name, {})))
+    cfg = types.shape_to(dataset, family.Config(**SMALL.get(name, {})))
     batch = jax.tree.map(jnp.asarray, dict(dataset[:BATCH_SIZE]))
     return Case(name, family, cfg, dataset, batch, family.init(jax.random.key(0), cfg, batch))
 
@@ -106,8 +107,8 @@ def test_config_is_frozen_static_and_survives_json(case, tmp_path):
     assert not jax.tree.leaves(cfg)
     with pytest.raises(dataclasses.FrozenInstanceError):
         cfg.shape = ()
-    runs.write_text(tmp_path / "config.json", json.dumps(runs.describe(case.family, cfg)))
-    again = runs.read_config(case.family, tmp_path)
+    directory.write_text(tmp_path / "config.json", json.dumps(directory.describe(case.family, cfg)))
+    again = directory.read_config(case.family, tmp_path)
     assert again == cfg
     assert hash(again) == hash(cfg)
 

@@ -1,7 +1,6 @@
 """Every system of the experiment scripts takes a step on the data it is meant for; nothing is computed."""
 
 import functools
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -9,23 +8,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxgen import data, experiment
+from experiments import autoencoder, classical, diffusion
+from jaxgen import data, types
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 DOWNLOADS = {"mnist": ((28, 28, 1), 10), "fashion_mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10)}
 """Shapes and classes of the data sets that tests do not load."""
-SCRIPTS = ("autoencoder", "classical", "diffusion")
+SCRIPTS = (autoencoder, classical, diffusion)
 """tests/gan/test_presets.py has those of gan.py."""
 
 
-def systems(name):
-    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.SYSTEMS
-
-
-CASES = {f"{script} {name}": system for script in SCRIPTS for name, system in systems(script).items()}
+CASES = {f"{s.__name__} {name}": system for s in SCRIPTS for name, system in s.SYSTEMS.items()}
 
 
 @functools.cache
@@ -42,7 +35,7 @@ def examples(name):
 def test_every_system_steps_and_samples(case):
     family, options = CASES[case].family, CASES[case].options
     dataset = examples(options.data)
-    cfg = experiment.shape_to(dataset, CASES[case].config)
+    cfg = types.shape_to(dataset, CASES[case].config)
     assert cfg.shape == dataset.shape
     batch = {
         name: jax.ShapeDtypeStruct((8, *value.shape[1:]), value.dtype) for name, value in dataset[:1].items()

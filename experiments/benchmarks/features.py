@@ -14,9 +14,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxgen import runs
 from jaxgen.evaluation import features
 from jaxgen.evaluation.features import inception, inception_network
+from jaxgen.run import directory
 
 REPEATS = 3
 EXTRACTORS = {
@@ -66,7 +66,7 @@ if __name__ == "__main__":
     result = {
         "device": jax.devices()[0].device_kind,
         "cpu_count": os.cpu_count(),
-        "versions": runs.versions(),
+        "versions": directory.versions(),
     }
     content = json.dumps({**result, "extractors": extractors}, indent=2) + "\n"
     Path(__file__).with_suffix(".json").write_text(content)

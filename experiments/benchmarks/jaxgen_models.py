@@ -21,9 +21,10 @@ from jax import lax
 from train_step import NUM_BATCHES, Sizes, peak_memory, serve
 
 import jaxgen
-from jaxgen import data, runs, shard
+from jaxgen import data, shard
 from jaxgen.autoencoder import vae
 from jaxgen.nn import conv, norm
+from jaxgen.run import directory
 
 HALVE = {"kernel_size": (4, 4), "strides": (2, 2), "padding": 1}
 BatchNorm = functools.partial(norm.BatchNorm, use_running_average=False, momentum=0.9)
@@ -268,7 +269,7 @@ class Side:
         return peak_memory()
 
     def versions(self):
-        return runs.versions()
+        return directory.versions()
 
 
 product = jax.jit(jnp.matmul)

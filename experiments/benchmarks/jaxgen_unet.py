@@ -13,8 +13,8 @@ from jax import lax
 from train_step import NUM_BATCHES, serve
 from unet import CHECKED, SAMPLERS, SAMPLES, stopwatch
 
-from jaxgen import runs
 from jaxgen.diffusion import ddpm, edm
+from jaxgen.run import directory
 
 BLOCK = {
     "GroupNorm_0": "norm1",
@@ -150,7 +150,7 @@ class Side:
         return sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
 
     def versions(self):
-        return runs.versions()
+        return directory.versions()
 
 
 if __name__ == "__main__":

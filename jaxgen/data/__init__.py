@@ -1,6 +1,6 @@
 """Data sets by name, and shuffled batches of them as a pure function of the step."""
 
-from jaxgen.data.batches import DeviceBatches, StreamedBatches, batches
+from jaxgen.data.batching import DeviceBatches, StreamedBatches, batches
 from jaxgen.data.dataset import DataError, Dataset, StreamedDataset, in_order
 from jaxgen.data.points import grid_centers, ring_centers
 from jaxgen.data.sources import load, names

@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from jaxgen import data
-from jaxgen.evaluation import report
+from jaxgen.evaluation.metric import Metric, metric
 from jaxgen.types import observed
 
 
@@ -38,7 +38,7 @@ def per_example(
 
 def evaluate(
     key: Array, family: Any, state: Any, dataset: Any, cfg: Any, num_samples: int = 1000
-) -> dict[str, report.Metric]:
+) -> dict[str, Metric]:
     """Every likelihood the family can give on `dataset`, by name, all of them negative: lower is better.
 
     "nll" where there is an exact `log_prob`; "negative_elbo" where there is an `elbo`, an upper bound on it;
@@ -52,7 +52,7 @@ def evaluate(
     if hasattr(family, "iwae"):
         functions[f"nll_iwae_{num_samples}"] = lambda key, x: family.iwae(key, state, x, cfg, num_samples)
     return {
-        name: report.metric(-per_example(key, function, dataset).mean(), "nats", len(dataset))
+        name: metric(-per_example(key, function, dataset).mean(), "nats", len(dataset))
         for name, function in functions.items()
     }
 

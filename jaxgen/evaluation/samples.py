@@ -16,8 +16,9 @@ from jax import Array
 
 from jaxgen import plot
 from jaxgen.data import points
-from jaxgen.evaluation import features, frechet, kid, memorisation, modes, prdc, report, scores
+from jaxgen.evaluation import features, frechet, kid, memorisation, modes, prdc, scores
 from jaxgen.evaluation.features import small_cnn
+from jaxgen.evaluation.metric import Metric, metric
 from jaxgen.types import observed
 
 NUM_SHOWN = 24
@@ -36,7 +37,7 @@ def evaluate(
     num_samples: int = 10_000,
     extractor: str | None = None,
     folder: Path | None = None,
-) -> dict[str, report.Metric]:
+) -> dict[str, Metric]:
     """Distances between samples of a model and the test split, as many of each as there are at most; by name.
 
     Args:
@@ -88,7 +89,7 @@ def draw(key: Array, family: Any, state: Any, n: int, cfg: Any, batch_size: int 
     return np.concatenate([np.asarray(compiled(key, state), np.float32) for key in keys])[:n]
 
 
-def label_accuracy(key: Array, draw: Any, test: Any, n: int) -> dict[str, report.Metric]:
+def label_accuracy(key: Array, draw: Any, test: Any, n: int) -> dict[str, Metric]:
     """How often the classifier of the data set sees the label asked for in n samples, as many of each.
 
     Args:
@@ -104,7 +105,7 @@ def label_accuracy(key: Array, draw: Any, test: Any, n: int) -> dict[str, report
         (features.probabilities(extractor, images).argmax(-1) == wanted).mean()
         for images, wanted in ((of_labels(key, draw, label), label), (test[:n]["image"], test[:n]["label"]))
     )
-    return {f"label_accuracy ({extractor.name})": report.metric(drawn, "of samples", n, floor)}
+    return {f"label_accuracy ({extractor.name})": metric(drawn, "of samples", n, floor)}
 
 
 def of_labels(key: Array, draw: Any, label: np.ndarray, *arguments: Any, batch_size: int = 500) -> np.ndarray:
@@ -160,7 +161,4 @@ def _modes(name, fake, control):
 
 
 def _metrics(found, n, suffix):
-    return {
-        f"{name}{suffix}": report.metric(value, unit, n, floor)
-        for name, (value, floor, unit) in found.items()
-    }
+    return {f"{name}{suffix}": metric(value, unit, n, floor) for name, (value, floor, unit) in found.items()}

@@ -1,16 +1,11 @@
-"""experiments/strokes.py on traces made here."""
+"""experiments/studies/strokes.py on traces made here."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-PATH = Path(__file__).parents[2] / "experiments" / "strokes.py"
-spec = importlib.util.spec_from_file_location("strokes", PATH)
-strokes = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(strokes)
+from experiments.studies import strokes
 
 
 def arc(turn, num_points=8):

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from jaxgen import data
-from jaxgen.data.batches import permute
+from jaxgen.data.batching import permute
 
 
 def permutation(size, *words):

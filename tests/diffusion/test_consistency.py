@@ -2,11 +2,9 @@
 
 import dataclasses
 import functools
-import importlib
 import itertools
 import json
 import math
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -16,10 +14,10 @@ import pytest
 import scipy.stats
 
 import jaxgen
-from jaxgen import data, experiment
+from experiments.studies import distill
+from jaxgen import data, types
 from jaxgen.diffusion import consistency, edm
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 MEAN, STD, SMALLEST = 0.3, 0.4, 0.002
 
 
@@ -241,10 +239,9 @@ def test_one_call_draws_a_ring_learned_from_points():
 
 
 @pytest.mark.slow
-def test_the_script_distils_a_run(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(EXPERIMENTS)
-    distill, train = importlib.import_module("distill"), data.load("digits")
-    cfg = experiment.shape_to(train, edm.Config(network="mlp", hidden=(8,)))
+def test_the_script_distils_a_run(tmp_path):
+    train = data.load("digits")
+    cfg = types.shape_to(train, edm.Config(network="mlp", hidden=(8,)))
     run_dir = tmp_path / "teacher"
     options = {"steps": 2, "batch_size": 32, "sample_every": 0}
     teacher = jaxgen.fit(edm, cfg, train, key=jax.random.key(0), run_dir=run_dir, **options)

@@ -2,44 +2,33 @@
 
 import dataclasses
 import functools
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 import jaxgen
-from jaxgen import data, experiment
+from experiments import diffusion as experiment
+from jaxgen import data, types
 from jaxgen.autoencoder import vq_vae
 from jaxgen.diffusion import ddpm, latent
-from jaxgen.evaluation import result
-
-SCRIPT = Path(__file__).parents[2] / "experiments" / "diffusion.py"
+from jaxgen.script import result
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("diffusion_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_network_for_cifar10_is_that_of_the_paper(script):
-    cfg = dataclasses.replace(script.SYSTEMS["ddpm_cifar10"].config, shape=(32, 32, 3))
+def test_the_network_for_cifar10_is_that_of_the_paper():
+    cfg = dataclasses.replace(experiment.SYSTEMS["ddpm_cifar10"].config, shape=(32, 32, 3))
     state = jax.eval_shape(functools.partial(ddpm.init, cfg=cfg), jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == 35_746_307
-    assert script.SYSTEMS["ddpm_cifar10"].published["cifar10", script.INCEPTION][0] == 3.17
+    assert experiment.SYSTEMS["ddpm_cifar10"].published["cifar10", experiment.INCEPTION][0] == 3.17
 
 
 @pytest.mark.slow
-def test_an_evaluation_leaves_numbers_and_pictures(script, tmp_path):
+def test_an_evaluation_leaves_numbers_and_pictures(tmp_path):
     train, test = data.load("digits"), data.load("digits", "test")
-    cfg = experiment.shape_to(train, ddpm.Config(network="mlp", hidden=(8,), num_steps=20))
+    cfg = types.shape_to(train, ddpm.Config(network="mlp", hidden=(8,), num_steps=20))
     state = ddpm.init(jax.random.key(0), cfg)
-    metrics = script.evaluate(
+    metrics = experiment.evaluate(
         jax.random.key(1),
         state,
         train,
@@ -48,7 +37,7 @@ def test_an_evaluation_leaves_numbers_and_pictures(script, tmp_path):
         tmp_path,
         num_images=20,
         num_compared=100,
-        settings={name: script.SETTINGS[name] for name in ("dpm_solver_pp 10", "ddim 50")},
+        settings={name: experiment.SETTINGS[name] for name in ("dpm_solver_pp 10", "ddim 50")},
     )
     names = [name for name in metrics if name.startswith("frechet")]
     assert [name.rsplit(", ")[1] for name in names] == ["dpm_solver_pp 10"]
@@ -59,16 +48,16 @@ def test_an_evaluation_leaves_numbers_and_pictures(script, tmp_path):
 
 
 @pytest.mark.slow
-def test_latent_diffusion_trains_its_first_stage_or_takes_one(script, tmp_path):
+def test_latent_diffusion_trains_its_first_stage_or_takes_one(tmp_path):
     first_cfg = vq_vae.Config(hidden=(8,), num_codes=8, code_size=2)
     tiny = {"network": "mlp", "hidden": (8,), "num_steps": 10}
-    settings = {"ddim 10": script.SETTINGS["ddim 10"]}
+    settings = {"ddim 10": experiment.SETTINGS["ddim 10"]}
     system = experiment.System(
         family=latent,
         config=latent.config(first_cfg, **tiny),
         paper="",
-        evaluate=functools.partial(script.evaluate_latent, num_compared=50, settings=settings),
-        before=functools.partial(script.first_stage, steps=5),
+        evaluate=functools.partial(experiment.evaluate_latent, num_compared=50, settings=settings),
+        before=functools.partial(experiment.first_stage, steps=5),
     )
     options = experiment.Options(steps=2, batch_size=64, num_samples=0, run_dir=tmp_path / "run")
     state = experiment.run_system("latent", system, options, system.config)

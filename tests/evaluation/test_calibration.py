@@ -1,19 +1,13 @@
 """Each metric moves the way it should when real test images are spoilt, on digits."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
-SCRIPT = Path(__file__).parent.parent.parent / "experiments" / "evaluate.py"
+from experiments.studies import calibration
 
 
 @pytest.fixture(scope="module")
 def rows():
-    spec = importlib.util.spec_from_file_location("evaluate", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script.calibrate(script.Options(data="digits"))
+    return calibration.calibrate(calibration.Options(data="digits"))
 
 
 @pytest.mark.parametrize("metric", ["frechet", "kernel"])

@@ -1,34 +1,24 @@
 """The experiment of modes: what its table and its picture hold."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
 
+from experiments.studies import modes as study
 from jaxgen import data
 from jaxgen.gan import gan, presets
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "modes.py"
 TINY = gan.Config(shape=(2,), num_latents=2, generator_widths=(16,), discriminator_widths=(16,))
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("modes_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_table_holds_means_standard_errors_and_what_was_published(script, tmp_path, monkeypatch, capsys):
+def test_the_table_holds_means_standard_errors_and_what_was_published(tmp_path, monkeypatch, capsys):
     preset = presets.POINTS["pacgan"]._replace(config=TINY, batch_size=20)
     monkeypatch.setitem(presets.POINTS, "pacgan", preset)
     shown = {}
-    monkeypatch.setattr(script, "save_samples", lambda path, pictures, train: shown.update(pictures))
-    script.main(script.Options(systems=("pacgan",), seeds=3, steps=12, results=tmp_path))
+    monkeypatch.setattr(study, "save_samples", lambda path, pictures, train: shown.update(pictures))
+    study.main(study.Options(systems=("pacgan",), seeds=3, steps=12, results=tmp_path))
     written = json.loads((tmp_path / "ring-pacgan.json").read_text())
     row = written["systems"]["pacgan"]["high_quality"]
     assert len(row["values"]) == 3
@@ -43,10 +33,10 @@ def test_the_table_holds_means_standard_errors_and_what_was_published(script, tm
     assert np.abs(samples[0] - samples[1]).mean() > 0.01  # seeds go their own ways
 
 
-def test_the_picture_has_a_row_a_system_and_a_column_a_seed(script, tmp_path):
+def test_the_picture_has_a_row_a_system_and_a_column_a_seed(tmp_path):
     train, x = data.load("grid", "test"), np.zeros((3, 10, 2))
-    script.save_samples(tmp_path / "one.png", {"gan": x}, train)
-    script.save_samples(tmp_path / "two.png", {"gan": x, "pacgan": x}, train)
+    study.save_samples(tmp_path / "one.png", {"gan": x}, train)
+    study.save_samples(tmp_path / "two.png", {"gan": x, "pacgan": x}, train)
     one, two = (matplotlib.image.imread(tmp_path / f"{name}.png").shape for name in ("one", "two"))
     assert one[1] == two[1]
     assert two[0] == 2 * one[0]

@@ -1,24 +1,13 @@
 """The experiment on theory: its distances, its gradients and its standard equation against closed forms."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import scipy.stats
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "gan_theory.py"
+from experiments.studies import gan_theory as theory
 
 
-@pytest.fixture(scope="module")
-def theory():
-    spec = importlib.util.spec_from_file_location("gan_theory", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_distances_are_their_closed_forms(theory):
+def test_distances_are_their_closed_forms():
     p, q = (scipy.stats.norm.pdf(theory.GRID, mean) for mean in (0.0, 0.7))
     assert theory.kl(p, q) == pytest.approx(0.7**2 / 2, rel=1e-6)
     assert theory.wasserstein(p, q) == pytest.approx(0.7, rel=1e-3)
@@ -31,7 +20,7 @@ def test_distances_are_their_closed_forms(theory):
 
 
 @pytest.mark.parametrize("distance", [0.5, 3.0])
-def test_the_generators_gradients_are_their_closed_forms(theory, distance):
+def test_the_generators_gradients_are_their_closed_forms(distance):
     """The logit log p/q of N(0, 1) and N(distance, 1) has slope -distance everywhere."""
     x = scipy.stats.norm.ppf((np.arange(20_000) + 0.5) / 20_000) + distance
     wrong = scipy.special.expit(distance**2 / 2 - distance * x)
@@ -40,7 +29,7 @@ def test_the_generators_gradients_are_their_closed_forms(theory, distance):
 
 
 @pytest.mark.parametrize("name", ["gan", "kl", "squared_hellinger"])
-def test_the_standard_equation_has_the_f_gans_as_cases(theory, name):
+def test_the_standard_equation_has_the_f_gans_as_cases(name):
     rng = np.random.default_rng(0)
     data, model = rng.dirichlet(np.ones(6), size=2)
     target = theory.f_divergence(data, model, name)
@@ -51,7 +40,7 @@ def test_the_standard_equation_has_the_f_gans_as_cases(theory, name):
         assert target == pytest.approx(2 * jsd - np.log(4))
 
 
-def test_the_standard_equation_has_wassersteins_as_its_limit(theory):
+def test_the_standard_equation_has_wassersteins_as_its_limit():
     rng = np.random.default_rng(1)
     data, model = rng.dirichlet(np.ones(8), size=2)
     x = np.sort(rng.uniform(-2, 2, 8))
@@ -61,7 +50,7 @@ def test_the_standard_equation_has_wassersteins_as_its_limit(theory):
     assert reached[2] == pytest.approx(expected, rel=1e-3)
 
 
-def test_the_mixture_is_drawn_from_its_density(theory):
+def test_the_mixture_is_drawn_from_its_density():
     codes = np.random.default_rng(0).normal(size=(4000, 2)).astype(np.float32)
     x = np.asarray(theory.Mixture().apply({"params": {"shift": 0.5}}, codes, True))[:, 0]
     cumulative = np.cumsum(theory.density(theory.GRID, 0.5)) * (theory.GRID[1] - theory.GRID[0])

@@ -2,36 +2,28 @@
 
 import dataclasses
 import functools
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen import checkpoint, data, experiment, runs
+from experiments.studies import checkerboard, representation, truncation
+from jaxgen import data, types
 from jaxgen.gan import gan, presets
+from jaxgen.run import checkpoint, directory
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 KEY = jax.random.key(0)
 SMALL = {"num_latents": 8, "generator_widths": (8, 8), "discriminator_widths": (8, 16)}
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(f"{name}_script", EXPERIMENTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The directory of a run of no steps, its config and its state."""
-    cfg = experiment.shape_to(data.load("digits"), dataclasses.replace(presets.DCGAN, **SMALL))
+    cfg = types.shape_to(data.load("digits"), dataclasses.replace(presets.DCGAN, **SMALL))
     state = jax.jit(functools.partial(gan.init, cfg=cfg))(KEY)
-    folder = runs.prepare(tmp_path_factory.mktemp("run"), runs.describe(gan, cfg, data="digits"))
+    folder = directory.prepare(tmp_path_factory.mktemp("run"), directory.describe(gan, cfg, data="digits"))
     with checkpoint.open_writer(folder) as writer:
         checkpoint.save(writer, 0, state)
     return folder, cfg, state
@@ -63,9 +55,8 @@ def test_every_network_that_convolves_has_feature_maps():
 
 
 def test_maps_are_pooled_to_a_grid_of_largest_entries():
-    script = load("representation")
     x = np.random.default_rng(0).normal(size=(2, 7, 8, 3)).astype(np.float32)
-    found = script.grid_max(jnp.asarray(x), 4)
+    found = representation.grid_max(jnp.asarray(x), 4)
     cells = (slice(0, 2), slice(1, 4), slice(3, 6), slice(5, 7))
     for i, j in np.ndindex(4, 4):
         expected = x[:, cells[i], 2 * j : 2 * j + 2].max((1, 2))
@@ -73,29 +64,27 @@ def test_maps_are_pooled_to_a_grid_of_largest_entries():
 
 
 def test_labels_are_balanced_and_accuracies_averaged_over_draws():
-    script = load("representation")
     labels = np.random.default_rng(1).permutation(np.arange(300) % 3)
-    rows = script.balanced_rows(labels, 60, seed=0)
+    rows = representation.balanced_rows(labels, 60, seed=0)
     assert len(set(rows.tolist())) == 60
     np.testing.assert_array_equal(np.sort(labels[rows].reshape(-1, 3)), [[0, 1, 2]] * 20)
     with pytest.raises(ValueError, match="100 labels are not equally many of each of 3 classes"):
-        script.balanced_rows(labels, 100, seed=0)
+        representation.balanced_rows(labels, 100, seed=0)
     noise = np.random.default_rng(2).normal(size=(300, 4))
     told = noise + 20 * np.eye(3, 4)[labels]
     for x, low, high in ((told, 1, 1), (noise, 0.2, 0.47)):
-        few, many = script.accuracies(x[rows], labels[rows], x, labels, (12, 60), 3, (0.1,))
+        few, many = representation.accuracies(x[rows], labels[rows], x, labels, (12, 60), 3, (0.1,))
         assert low <= few["accuracy"] <= high
         assert (few["draws"], many["draws"], many["standard_error"]) == (3, 1, None)
         assert few["C"] == [0.1] * 3
 
 
 def test_representation_is_measured_beside_its_baselines(run, tmp_path, monkeypatch):
-    script = load("representation")
-    quick = functools.partial(script.probe.fit_kmeans, num_patches=500, iterations=2)
-    monkeypatch.setattr(script.probe, "fit_kmeans", quick)
+    quick = functools.partial(representation.probe.fit_kmeans, num_patches=500, iterations=2)
+    monkeypatch.setattr(representation.probe, "fit_kmeans", quick)
     settings = {"labels": (40, 200), "draws": 2, "strengths": (0.01,), "num_centroids": 16}
-    options = script.Options(run=run[0], results=tmp_path, **settings)
-    script.main(options)
+    options = representation.Options(run=run[0], results=tmp_path, **settings)
+    representation.main(options)
     written = json.loads((tmp_path / "digits.json").read_text())
     rows = {(row["features"], row["labels"]): row for row in written["rows"]}
     assert len(rows) == 6
@@ -107,23 +96,22 @@ def test_representation_is_measured_beside_its_baselines(run, tmp_path, monkeypa
     assert (tmp_path / "digits.png").exists()
     settings = {name: written[name] for name in ("data", "steps", "labels", "draws", "strengths")}
     path = tmp_path / "digits.json"
-    assert script.resumed(path, settings) == (written["rows"], written["minutes"])
-    assert script.resumed(path, settings | {"draws": 1}) == ([], 0.0)
-    monkeypatch.setattr(script, "accuracies", None)
-    script.main(options)  # all is there
+    assert representation.resumed(path, settings) == (written["rows"], written["minutes"])
+    assert representation.resumed(path, settings | {"draws": 1}) == ([], 0.0)
+    monkeypatch.setattr(representation, "accuracies", None)
+    representation.main(options)  # all is there
 
 
 def test_truncation_is_measured_from_no_variety_to_all(run, tmp_path):
     folder, cfg, state = run
-    script = load("truncation")
     z = gan.draw_codes(KEY, 4000, cfg, jnp.float32(np.inf))  # no limit is the same program
     assert np.isfinite(z).all()
     assert z.std() == pytest.approx(1, abs=0.02)
     assert abs((np.abs(z) < 1).mean() - 0.6827) < 0.01
-    still = script.draw(KEY, state, 20, cfg, 1e-6)
+    still = truncation.draw(KEY, state, 20, cfg, 1e-6)
     assert still.shape == (20, 8, 8, 1)
     assert np.abs(still - still[0]).max() < 1e-4
-    script.main(script.Options(run=folder, limits=(1.0, 0.1), num_samples=100, results=tmp_path))
+    truncation.main(truncation.Options(run=folder, limits=(1.0, 0.1), num_samples=100, results=tmp_path))
     written = json.loads((tmp_path / "digits.json").read_text())
     assert [row["limit"] for row in written["rows"]] == [0.1, 1.0, None]
     variances = [row["variance"] for row in written["rows"]]
@@ -135,10 +123,9 @@ def test_truncation_is_measured_from_no_variety_to_all(run, tmp_path):
 @pytest.mark.slow
 def test_boards_are_of_transposed_convolutions(tmp_path, monkeypatch):
     monkeypatch.setattr(presets, "DCGAN", dataclasses.replace(presets.DCGAN, **SMALL))
-    script = load("checkerboard")
-    monkeypatch.setattr(script, "NUM_SAMPLES", 60)
-    monkeypatch.setattr(script, "trained", lambda cfg, train, options: train[:60]["image"])
-    script.main(script.Options(steps=7, inits=3, results=tmp_path))
+    monkeypatch.setattr(checkerboard, "NUM_SAMPLES", 60)
+    monkeypatch.setattr(checkerboard, "trained", lambda cfg, train, options: train[:60]["image"])
+    checkerboard.main(checkerboard.Options(steps=7, inits=3, results=tmp_path))
     rows = {row["images"]: row for row in json.loads((tmp_path / "digits.json").read_text())["rows"]}
     transposed, nearest = (rows[f"{name}, untrained"]["period 2"] for name in ("transposed", "nearest"))
     assert transposed["lowest"] > nearest["highest"]

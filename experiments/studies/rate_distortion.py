@@ -1,7 +1,7 @@
 """Compression by autoencoders: the rate of quantised codes against the distortion of what they decode to.
 
-python experiments/rate_distortion.py
-python experiments/rate_distortion.py --data fashion_mnist --steps 5000
+python experiments/studies/rate_distortion.py
+python experiments/studies/rate_distortion.py --data fashion_mnist --steps 5000
 
 Principal components are quantised and coded in the same way. The rate is what an ideal entropy coder spends
 on test images with the frequencies of the training set, dimensions apart; the decoder itself is not counted.
@@ -15,10 +15,11 @@ import jax
 import numpy as np
 
 import jaxgen
-from jaxgen import data, experiment
+from jaxgen import data, script, types
 from jaxgen.autoencoder import ae
-from jaxgen.evaluation import denoise, result
+from jaxgen.evaluation import denoise
 from jaxgen.latent import quantize
+from jaxgen.script import result
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class Options:
 
 def autoencoder(options, train, num_latents):
     """(encode, decode) of an autoencoder trained on `train`."""
-    cfg = experiment.shape_to(train, ae.Config(num_latents=num_latents))
+    cfg = types.shape_to(train, ae.Config(num_latents=num_latents))
     fit = {"steps": options.steps, "batch_size": options.batch_size, "key": jax.random.key(options.seed)}
     state = jaxgen.fit(ae, cfg, train, **fit)
     return jax.jit(lambda x: ae.encode(state, x, cfg)), jax.jit(lambda z: ae.decode(state, z, cfg))
@@ -117,4 +118,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    experiment.script(main, Options)
+    script.run_script(main, Options)

@@ -1,7 +1,7 @@
 """How many modes of a mixture adversarial networks reach, by the protocol of Lin et al. 2018.
 
-python experiments/modes.py
-python experiments/modes.py --data grid --systems pacgan r3gan --steps 400000
+python experiments/studies/modes.py
+python experiments/studies/modes.py --data grid --systems pacgan r3gan --steps 400000
 
 All seeds of a system train at once. Left alone, every system trains for about five minutes on one core; the
 protocol's 400 epochs are 400,000 steps, and take hours there.
@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen import data, experiment
+from jaxgen import data, script
 from jaxgen.data import points
-from jaxgen.evaluation import modes, result
+from jaxgen.evaluation import modes
 from jaxgen.gan import gan, presets
+from jaxgen.script import result
 
 NUM_POINTS = 2500
 """Samples that are judged, as in Lin et al. 2018."""
@@ -176,4 +177,4 @@ def save_samples(path, pictures, train):
 
 
 if __name__ == "__main__":
-    experiment.script(main, Options)
+    script.run_script(main, Options)

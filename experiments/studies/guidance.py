@@ -1,7 +1,7 @@
 """Classifier-free guidance of a diffusion model: how sure samples are of their class against how they vary.
 
-python experiments/guidance.py
-python experiments/guidance.py --data fashion_mnist --steps 6000 --patch 2
+python experiments/studies/guidance.py
+python experiments/studies/guidance.py --data fashion_mnist --steps 6000 --patch 2
 """
 
 import dataclasses
@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxgen
-from jaxgen import data, experiment, plot, shard
+from jaxgen import data, plot, script, shard
 from jaxgen.diffusion import ddpm
-from jaxgen.evaluation import features, frechet, prdc, result, samples
+from jaxgen.evaluation import features, frechet, prdc, samples
+from jaxgen.script import result
 
 COLUMNS = 10
 
@@ -143,4 +144,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    experiment.script(main, Options)
+    script.run_script(main, Options)

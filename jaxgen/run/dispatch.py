@@ -15,7 +15,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxgen import data, shard
+from jaxgen import data
+from jaxgen.run import shard
 from jaxgen.types import Family, Metrics
 
 Batches = data.DeviceBatches | data.StreamedBatches

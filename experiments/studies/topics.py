@@ -1,6 +1,6 @@
 """Topics of a corpus by LDA and PLSA, beside scikit-learn's from the same start and as many passes.
 
-python experiments/topics.py --corpus reuters.npz
+python experiments/studies/topics.py --corpus reuters.npz
 
 The corpus is an npz file of counts in CSR form ("data", "indices", "indptr", "shape") and words ("vocab"). A
 fifth of the documents are held out. Of each, half of the tokens are given and the others predicted from what
@@ -22,9 +22,10 @@ import scipy.optimize
 import scipy.sparse
 import scipy.special
 
-from jaxgen import experiment, runs
+from jaxgen import script
 from jaxgen.classical import documents, lda, lda_gibbs, plsa
-from jaxgen.evaluation import result
+from jaxgen.run import directory
+from jaxgen.script import result
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -274,8 +275,8 @@ def main(options: Options) -> None:
         "models": rows,
     }
     result.save(options.results / f"{name}.json", facts, since, words)
-    runs.write_text(options.results / f"{name}.md", render(options, corpus, rows, topics))
+    directory.write_text(options.results / f"{name}.md", render(options, corpus, rows, topics))
 
 
 if __name__ == "__main__":
-    experiment.script(main, Options)
+    script.run_script(main, Options)

@@ -18,7 +18,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxgen import checkpoint, data, dispatch, plot, runs, shard
+from jaxgen import data, plot
+from jaxgen.run import checkpoint, directory, dispatch, shard
 from jaxgen.types import Family
 
 NUM_SAMPLES = 64
@@ -68,7 +69,7 @@ def fit(
     Raises:
         ValueError: the batch does not split over the devices, a number of steps is not positive, or `start`
             has other shapes.
-        RunError: the run directory is another run's, or cannot be written.
+        RunError: the run folder is another run's, or cannot be written.
         FloatingPointError: a metric or the state became NaN or infinite; the message names the step, and the
             checkpoints stay as they were.
     """
@@ -87,17 +88,17 @@ def fit(
     }
     facts["key"] = jax.random.key_data(key).tolist()
 
-    directory, state, writes = None, None, jax.process_index() == 0
+    folder, state, writes = None, None, jax.process_index() == 0
     if run_dir is not None:
-        directory = runs.resolve(run_dir)
+        folder = directory.resolve(run_dir)
         if writes:
-            runs.prepare(directory, runs.describe(family, cfg, **facts))
+            directory.prepare(folder, directory.describe(family, cfg, **facts))
         shard.barrier("prepared")
-        state = checkpoint.restore(directory, checkpoint.abstract_state(family, cfg, shardings))
+        state = checkpoint.restore(folder, checkpoint.abstract_state(family, cfg, shardings))
         if writes:
             reached = 0 if state is None else int(state.step)
-            checkpoint.set_aside(directory, after=reached)
-            runs.rewind_metrics(directory, reached)
+            checkpoint.set_aside(folder, after=reached)
+            directory.rewind_metrics(folder, reached)
         shard.barrier("resumed")
     if state is None:
         first = shard.put_batch(batches(0), mesh) if isinstance(batches, data.StreamedBatches) else batches(0)
@@ -118,8 +119,8 @@ def fit(
 
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(_progress_bar(steps, step))
-        stop = stack.enter_context(runs.StopRequest()) if directory else None
-        writer = stack.enter_context(checkpoint.open_writer(directory)) if directory else None
+        stop = stack.enter_context(directory.StopRequest()) if folder else None
+        writer = stack.enter_context(checkpoint.open_writer(folder)) if folder else None
         while step < steps:
             until = min(_next_multiple(step, every, steps) for every in (log_every, sample_every, save_every))
             while step < until and not _interrupted(stop):
@@ -131,21 +132,21 @@ def fit(
                 metrics = {name: float(total) / counted for name, total in totals.metrics.items()}
                 rate = counted / (time.perf_counter() - since)
                 bar.set_postfix({name: f"{value:.4g}" for name, value in metrics.items()}, refresh=False)
-                if directory and writes:
-                    runs.log(directory, {"step": step, **metrics, "steps_per_second": round(rate, 3)})
+                if folder and writes:
+                    directory.log(folder, {"step": step, **metrics, "steps_per_second": round(rate, 3)})
                 if on_log:
                     on_log(step, metrics)
                 totals, counted, since = zeros, 0, time.perf_counter()
-            if directory and sample_every and (step % sample_every == 0 or step == steps):
+            if folder and sample_every and (step % sample_every == 0 or step == steps):
                 samples = np.asarray(draw(sample_key, state))
                 if writes:
-                    plot.save_samples(directory / "samples" / f"{step}.png", samples)
+                    plot.save_samples(folder / "samples" / f"{step}.png", samples)
             stopping = _agree(stop)
-            if directory and (stopping or step == steps or (save_every and step % save_every == 0)):
+            if folder and (stopping or step == steps or (save_every and step % save_every == 0)):
                 _check_state(state, step)
                 checkpoint.save(writer, step, state)
             if stop is not None and stopping:
-                stop.leave(f"stopped after step {step}, saved in {directory}; the same command continues")
+                stop.leave(f"stopped after step {step}, saved in {folder}; the same command continues")
     return state
 
 

@@ -1,7 +1,7 @@
 """Outlier detection: models trained on one data set tell its test split from another set by their scores.
 
-python experiments/outliers.py
-python experiments/outliers.py --inside fashion_mnist --outside mnist --steps 5000
+python experiments/studies/outliers.py
+python experiments/studies/outliers.py --inside fashion_mnist --outside mnist --steps 5000
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxgen
-from jaxgen import data, experiment
+from jaxgen import data, script, types
 from jaxgen.autoencoder import ae, vae
 from jaxgen.classical import gmm
 from jaxgen.evaluation import likelihood, outliers
@@ -51,7 +51,7 @@ def scores(options, train):
     fit = {"steps": options.steps, "batch_size": options.batch_size, "key": key}
 
     def fitted(family):
-        cfg = experiment.shape_to(train, family.Config(num_latents=options.num_latents))
+        cfg = types.shape_to(train, family.Config(num_latents=options.num_latents))
         return cfg, jaxgen.fit(family, cfg, train, **fit)
 
     plain_cfg, plain = fitted(ae)
@@ -97,4 +97,4 @@ def main(options):
 
 
 if __name__ == "__main__":
-    experiment.script(main, Options)
+    script.run_script(main, Options)

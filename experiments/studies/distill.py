@@ -1,20 +1,21 @@
 """Distil a trained EDM into a consistency model, which needs one call a sample.
 
 python experiments/diffusion.py edm --run-dir runs/teacher
-python experiments/distill.py runs/teacher --steps 3000
+python experiments/studies/distill.py runs/teacher --steps 3000
 """
 
 import dataclasses
 import functools
 from pathlib import Path
 
-import diffusion
 import jax
 import tyro
 
 import jaxgen
-from jaxgen import data, experiment, runs
+from experiments import diffusion
+from jaxgen import data, script
 from jaxgen.diffusion import consistency, edm
+from jaxgen.run import directory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,8 +47,8 @@ def main(options: Options) -> None:
     family, teacher_cfg, teacher = jaxgen.load(options.teacher)
     if family is not edm:
         raise ValueError(f"{options.teacher} is a run of {family.__name__}: give one of jaxgen.diffusion.edm")
-    source = runs.resolve(options.teacher)
-    name = runs.read_description(source)["data"]
+    source = directory.resolve(options.teacher)
+    name = directory.read_description(source)["data"]
     size = teacher_cfg.shape[0] if len(teacher_cfg.shape) == 3 else None
     train, test = (data.load(name, split, options.data_dir, size) for split in ("train", "test"))
     cfg = consistency.Config(
@@ -83,8 +84,8 @@ def main(options: Options) -> None:
         return metrics | compare(consistency, state, train, test, cfg, folder, settings=settings)
 
     parts = consistency, cfg, state, train, test, run_dir
-    experiment.evaluate_run(*parts, seed=options.seed, num_samples=options.num_samples, evaluate=evaluate)
+    script.evaluate_run(*parts, seed=options.seed, num_samples=options.num_samples, evaluate=evaluate)
 
 
 if __name__ == "__main__":
-    experiment.script(main, Options)
+    script.run_script(main, Options)

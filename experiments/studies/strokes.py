@@ -1,6 +1,6 @@
 """Pen strokes by hidden Markov models of angles: twos written by the model, and digits told apart.
 
-python experiments/strokes.py --strokes pendigits.npz
+python experiments/studies/strokes.py --strokes pendigits.npz
 
 The file holds "points" (N, P, 2), pen positions along each trace with y upward, and "labels" (N,) digits: the
 UCI set "Pen-Based Recognition of Handwritten Digits" (Alpaydin & Alimoglu 1998) as NumPy arrays. Its eight
@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-from jaxgen import experiment
+from jaxgen import script
 from jaxgen.classical import hmm
-from jaxgen.evaluation import result
+from jaxgen.script import result
 
 NUM_ANGLES = 16
 LIFTED = NUM_ANGLES
@@ -203,4 +203,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    experiment.script(main, Options)
+    script.run_script(main, Options)

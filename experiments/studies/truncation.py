@@ -1,7 +1,7 @@
 """Fidelity against diversity: precision and recall of a generator whose codes are truncated.
 
 python experiments/gan.py dcgan --data fashion_mnist --steps 8000 --run-dir runs/dcgan
-python experiments/truncation.py runs/dcgan
+python experiments/studies/truncation.py runs/dcgan
 
 Every coordinate of z is drawn anew until it lies within psi of 0 (Brock et al. 2019). All sets of samples
 come from the same random numbers. The floor is that of as many training images in place of samples.
@@ -17,9 +17,11 @@ import numpy as np
 import tyro
 
 import jaxgen
-from jaxgen import data, experiment, runs
-from jaxgen.evaluation import features, frechet, prdc, result, samples
+from jaxgen import data, script
+from jaxgen.evaluation import features, frechet, prdc, samples
 from jaxgen.gan import gan
+from jaxgen.run import directory
+from jaxgen.script import result
 
 BATCH_SIZE = 500
 
@@ -105,7 +107,7 @@ def main(options: Options) -> None:
     family, cfg, state = jaxgen.load(options.run)
     if family is not gan:
         raise ValueError(f"{options.run} is a run of {family.__name__}: give one of experiments/gan.py")
-    name = runs.read_description(runs.resolve(options.run))["data"]
+    name = directory.read_description(directory.resolve(options.run))["data"]
     train, test = (data.load(name, split, options.data_dir, cfg.shape[0]) for split in ("train", "test"))
     extractor = features.load(options.extractor or samples.default_extractor(train), train)
     n, rng = min(options.num_samples, len(test), len(train)), np.random.default_rng(options.seed)
@@ -133,4 +135,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    experiment.script(main, Options)
+    script.run_script(main, Options)

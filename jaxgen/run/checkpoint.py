@@ -14,8 +14,8 @@ from typing import Any
 
 import jax
 
-from jaxgen import runs
-from jaxgen.runs import RunError
+from jaxgen.run import directory
+from jaxgen.run.directory import RunError
 
 KEEP = 3
 """How many of the latest checkpoints a run directory keeps."""
@@ -111,13 +111,13 @@ def load(run_dir: str | Path, step: int | None = None, cfg: Any = None) -> tuple
     Raises:
         RunError: there is no such run, checkpoint or family.
     """
-    run_dir = runs.resolve(run_dir)
-    name = runs.read_description(run_dir)["family"]
+    run_dir = directory.resolve(run_dir)
+    name = directory.read_description(run_dir)["family"]
     try:
         family = importlib.import_module(name)
     except ImportError as error:
         raise RunError(f"{run_dir} is of the family {name}: {error}") from None
-    cfg = runs.read_config(family, run_dir) if cfg is None else cfg
+    cfg = directory.read_config(family, run_dir) if cfg is None else cfg
     state = restore(run_dir, abstract_state(family, cfg), step)
     if state is None:
         raise RunError(f"{run_dir} has no checkpoint yet")

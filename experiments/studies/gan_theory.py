@@ -1,6 +1,6 @@
 """What the theory of adversarial networks says, computed on densities of one dimension.
 
-python experiments/gan_theory.py
+python experiments/studies/gan_theory.py
 
 Panels of the picture hold what was trained or optimised beside what theory gives; the JSON file holds the
 numbers.
@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
-from jaxgen import experiment
-from jaxgen.evaluation import result
+from jaxgen import script
 from jaxgen.gan import gan
 from jaxgen.gan.losses import DIVERGENCES, LOSSES
+from jaxgen.script import result
 
 GRID = np.linspace(-12.0, 12.0, 4801)
 """Where densities are summed."""
@@ -354,4 +354,4 @@ def lines(found):
 
 
 if __name__ == "__main__":
-    experiment.script(main, Options)
+    script.run_script(main, Options)

@@ -11,8 +11,10 @@ import jax
 import numpy as np
 import scipy.ndimage
 
-from jaxgen import data, experiment, plot, runs
-from jaxgen.evaluation import features, frechet, kid, prdc, result, scores
+from jaxgen import data, plot, script
+from jaxgen.evaluation import features, frechet, kid, prdc, scores
+from jaxgen.run import directory
+from jaxgen.script import result
 
 COLUMNS = ("frechet", "kernel", "classifier_score", "precision", "recall", "density", "coverage")
 BLURS, NOISES, COPIES = (0.5, 1.0, 2.0), (0.1, 0.2, 0.4), (2, 10)
@@ -104,9 +106,9 @@ def main(options: Options) -> None:
     }
     result.save(stem.with_suffix(".json"), {**facts, "rows": rows}, since)
     head = f"Features of {facts['extractor']}, {facts['n']} training against {facts['n']} test images.\n\n"
-    runs.write_text(stem.with_suffix(".md"), head + table(rows))
+    directory.write_text(stem.with_suffix(".md"), head + table(rows))
     print(head + table(rows))
 
 
 if __name__ == "__main__":
-    experiment.script(main, Options)
+    script.run_script(main, Options)

@@ -1,8 +1,10 @@
 """A run directory: what a training run was, and what it left.
 
-config.json       family, config, data, key, versions: enough to load the run, and to refuse continuing
-another metrics.jsonl     one object a log line, "step" first samples/          <step>.png checkpoints/
-<step>/, see `checkpoint`
+config.json     family, config, data, key, versions: enough to load the run, and to refuse to continue
+                another one
+metrics.jsonl   one object a log line, "step" first
+samples/        <step>.png
+checkpoints/    <step>/, see `checkpoint`
 """
 
 import dataclasses
@@ -14,8 +16,6 @@ import signal
 import threading
 from pathlib import Path
 from typing import Any
-
-import jaxgen
 
 
 class RunError(ValueError):
@@ -41,10 +41,9 @@ def describe(family: Any, cfg: Any, **facts: Any) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of what the numbers depend on."""
-    names = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+    names = ("jaxgen", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "python": platform.python_version(),
-        "jaxgen": jaxgen.__version__,
         **{name: importlib.metadata.version(name) for name in names},
     }
 

@@ -5,45 +5,17 @@ import html
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
-from jaxgen import plot, runs
-
-
-class Metric(TypedDict):
-    """One number on held-out data, with what it takes to read it."""
-
-    value: float
-    unit: str
-    n: int  # examples it was measured on
-    floor: float | None  # what real data against real data gets, for distances
-    published: float | None
-    published_source: str | None
-
-
-def metric(
-    value: float,
-    unit: str,
-    n: int,
-    floor: float | None = None,
-    published: float | None = None,
-    published_source: str | None = None,
-) -> Metric:
-    """A Metric from plain or array numbers."""
-    return Metric(
-        value=float(value),
-        unit=unit,
-        n=n,
-        floor=floor,
-        published=published,
-        published_source=published_source,
-    )
+from jaxgen import plot
+from jaxgen.evaluation.metric import Metric
+from jaxgen.run import directory
 
 
 def write(run_dir: str | Path, metrics: Mapping[str, Metric], **facts: Any) -> Path:
     """Write report.json with `facts` and `metrics`, and report.html; returns the page's path."""
-    run_dir = runs.resolve(run_dir)
-    runs.write_text(run_dir / "report.json", json.dumps({**facts, "metrics": metrics}, indent=2) + "\n")
+    run_dir = directory.resolve(run_dir)
+    directory.write_text(run_dir / "report.json", json.dumps({**facts, "metrics": metrics}, indent=2) + "\n")
     return write_page(run_dir)
 
 
@@ -52,9 +24,9 @@ def write_page(run_dir: str | Path) -> Path:
 
     Raises RunError if the directory holds no run.
     """
-    run_dir = runs.resolve(run_dir)
-    description = runs.read_description(run_dir)
-    rows = runs.read_metrics(run_dir)
+    run_dir = directory.resolve(run_dir)
+    description = directory.read_description(run_dir)
+    rows = directory.read_metrics(run_dir)
     if rows:
         plot.save_curves(run_dir / "curves.png", rows, skip=("steps_per_second",))
     report = json.loads((run_dir / "report.json").read_text()) if (run_dir / "report.json").exists() else {}
@@ -72,7 +44,7 @@ def write_page(run_dir: str | Path) -> Path:
         _table(facts),
     ]
     page = run_dir / "report.html"
-    runs.write_text(page, PAGE.format(title=html.escape(title), body="\n".join(sections)))
+    directory.write_text(page, PAGE.format(title=html.escape(title), body="\n".join(sections)))
     return page
 
 

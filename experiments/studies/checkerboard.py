@@ -1,6 +1,6 @@
 """Checkerboards of upsampling: a generator's power at the frequencies of its strides (Odena et al. 2016).
 
-python experiments/checkerboard.py --data fashion_mnist --steps 200 --runs runs/dcgan
+python experiments/studies/checkerboard.py --data fashion_mnist --steps 200 --runs runs/dcgan
 
 DCGAN with transposed convolutions, which have other weights for even pixels than for odd ones, beside DCGAN
 with a repetition of pixels and a plain convolution; both before training and after, and the data themselves.
@@ -16,9 +16,10 @@ import jax
 import numpy as np
 
 import jaxgen
-from jaxgen import data, experiment, plot
-from jaxgen.evaluation import result, samples, spectrum
+from jaxgen import data, plot, script, types
+from jaxgen.evaluation import samples, spectrum
 from jaxgen.gan import gan, presets
+from jaxgen.script import result
 
 PERIODS = (2, 4)
 """Pixels: the strides of the last doubling, and of the last two together."""
@@ -120,7 +121,7 @@ def main(options: Options) -> None:
     train, test = (data.load(options.data, split, options.data_dir) for split in ("train", "test"))
     sets = {"data": test[:NUM_SAMPLES]["image"][None]}
     for upsampling in options.upsampling:
-        cfg = experiment.shape_to(train, dataclasses.replace(presets.DCGAN, upsampling=upsampling))
+        cfg = types.shape_to(train, dataclasses.replace(presets.DCGAN, upsampling=upsampling))
         sets[f"{upsampling}, untrained"] = untrained(cfg, options.inits, options.seed)
         if options.steps:
             sets[f"{upsampling}, {options.steps} steps"] = trained(cfg, train, options)[None]
@@ -140,4 +141,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    experiment.script(main, Options)
+    script.run_script(main, Options)

@@ -1,7 +1,7 @@
 """What a discriminator has learned without labels: a linear classifier on its feature maps.
 
 python experiments/gan.py dcgan --data fashion_mnist --steps 8000 --run-dir runs/dcgan
-python experiments/representation.py runs/dcgan
+python experiments/studies/representation.py runs/dcgan
 
 All feature maps are pooled to a grid of 4x4 by their largest entries and joined (Radford et al. 2016). Beside
 them stand k-means features (Coates et al. 2011) and the pixels; each gets the same classifier and the same
@@ -20,9 +20,11 @@ import numpy as np
 import tyro
 
 import jaxgen
-from jaxgen import data, experiment, runs
-from jaxgen.evaluation import probe, result
+from jaxgen import data, script
+from jaxgen.evaluation import probe
 from jaxgen.gan import gan
+from jaxgen.run import directory
+from jaxgen.script import result
 
 GRID = 4
 """Cells along either side, that feature maps are pooled to."""
@@ -136,7 +138,7 @@ def main(options: Options) -> None:
     family, cfg, state = jaxgen.load(options.run)
     if family is not gan:
         raise ValueError(f"{options.run} is a run of {family.__name__}: give one of experiments/gan.py")
-    name = runs.read_description(runs.resolve(options.run))["data"]
+    name = directory.read_description(directory.resolve(options.run))["data"]
     train, test = (data.load(name, split, options.data_dir, cfg.shape[0]) for split in ("train", "test"))
     chosen = balanced_rows(np.asarray(train[:]["label"]), max(options.labels), options.seed)
     labelled, unseen = train[chosen], test[:]
@@ -180,4 +182,4 @@ def resumed(path, settings):
 
 
 if __name__ == "__main__":
-    experiment.script(main, Options)
+    script.run_script(main, Options)

@@ -1,7 +1,7 @@
 """Letters by Markov chains of several orders: how well each predicts new text, and what it writes.
 
-python experiments/text.py
-python experiments/text.py --text BOOK.txt --orders 1 2 3
+python experiments/studies/text.py
+python experiments/studies/text.py --text BOOK.txt --orders 1 2 3
 
 Without --text it reads Python's language reference, which every Python has as `pydoc_data.topics`.
 """
@@ -16,9 +16,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxgen import experiment
+from jaxgen import script
 from jaxgen.classical import markov
-from jaxgen.evaluation import result
+from jaxgen.script import result
 
 ALPHABET = " " + string.ascii_lowercase
 PSEUDO_COUNTS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -127,4 +127,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    experiment.script(main, Options)
+    script.run_script(main, Options)

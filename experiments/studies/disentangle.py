@@ -1,7 +1,7 @@
 """Disentanglement of the beta-VAE against beta, on pictures whose factors are known.
 
-python experiments/disentangle.py
-python experiments/disentangle.py --betas 1 4 16 --steps 2000
+python experiments/studies/disentangle.py
+python experiments/studies/disentangle.py --betas 1 4 16 --steps 2000
 """
 
 import dataclasses
@@ -12,11 +12,12 @@ import jax
 import numpy as np
 
 import jaxgen
-from jaxgen import data, experiment, plot, shard
+from jaxgen import data, plot, script, shard
 from jaxgen.autoencoder import vae
 from jaxgen.data.factors import FACTORS
-from jaxgen.evaluation import disentangle, likelihood, result
+from jaxgen.evaluation import disentangle, likelihood
 from jaxgen.latent import interpolate
+from jaxgen.script import result
 
 TRAVERSAL = np.linspace(-2.0, 2.0, 9)
 
@@ -97,4 +98,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    experiment.script(main, Options)
+    script.run_script(main, Options)

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from jaxgen import runs
+from jaxgen.run import directory
 
 PLACES = ("--data-dir", "--run-dir", "--results")
 """Options that say where things lie on one machine: no part of the command that gives a result."""
@@ -37,7 +37,7 @@ def write(
     Returns:
         The path of the JSON file.
     """
-    run_dir = runs.resolve(run_dir)
+    run_dir = directory.resolve(run_dir)
     report = json.loads((run_dir / "report.json").read_text())
     for name, metric in report["metrics"].items():
         if (data, name) in published:
@@ -51,13 +51,13 @@ def write(
         "seed": seed,
         "minutes": round(training_minutes(run_dir), 1),
         "device": device(),
-        "versions": runs.versions(),
+        "versions": directory.versions(),
         "num_params": report["num_params"],
         "metrics": report["metrics"],
     }
     path = Path(folder) / f"{system}-{file_name(data)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_text(path, json.dumps(result, indent=2) + "\n")
+    directory.write_text(path, json.dumps(result, indent=2) + "\n")
     samples = sorted((run_dir / "samples").glob("*.png"), key=lambda picture: int(picture.stem))
     if samples:
         shutil.copy(samples[-1], path.with_suffix(".png"))
@@ -78,10 +78,10 @@ def save(path: Path, facts: Mapping[str, Any], since: float, arguments: Sequence
         "command": command(sys.argv if arguments is None else arguments),
         "minutes": round((time.perf_counter() - since) / 60, 1),
         "device": device(),
-        "versions": runs.versions(),
+        "versions": directory.versions(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_text(path, json.dumps({**circumstances, **facts}, indent=2) + "\n")
+    directory.write_text(path, json.dumps({**circumstances, **facts}, indent=2) + "\n")
 
 
 def device() -> str:
@@ -99,7 +99,7 @@ def training_minutes(run_dir: Path) -> float:
     minutes = 0.0
     for folder in (run_dir, run_dir / "first"):
         step = 0
-        for row in runs.read_metrics(folder):
+        for row in directory.read_metrics(folder):
             minutes += (row["step"] - step) / row["steps_per_second"] / 60
             step = int(row["step"])
     return minutes
@@ -113,4 +113,6 @@ def command(arguments: Sequence[str]) -> str:
             skip = not skip
         elif not word.startswith(tuple(f"{place}=" for place in PLACES)):
             words.append(word)
-    return shlex.join(["python", f"experiments/{Path(arguments[0]).name}", *words])
+    parts = Path(arguments[0]).parts
+    inside = parts[parts.index("experiments") :] if "experiments" in parts else ("experiments", parts[-1])
+    return shlex.join(["python", "/".join(inside), *words])

@@ -1,0 +1,1 @@
+"""Experiment scripts: one a family, its systems as subcommands; `studies` answer one question each."""

@@ -1,0 +1,1 @@
+"""One question each, of several runs or models."""

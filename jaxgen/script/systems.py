@@ -1,0 +1,175 @@
+"""Systems: what an experiment script is made of.
+
+A script is a dict of `System` and a call of `main`:
+
+    SYSTEMS = {"vae": System(family=vae, config=vae.Config(), paper="Kingma & Welling 2014")}
+    if __name__ == "__main__":
+        main(SYSTEMS)
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+import jaxgen
+from jaxgen import data, types
+from jaxgen.run import shard
+from jaxgen.script import command_line, loggers, result
+from jaxgen.script.evaluation import Evaluate, evaluate_run
+
+Before = Callable[[Any, Any, "Options"], tuple[Any, Any]]
+"""(train, cfg, options) -> the config and a State from whose parameters to start, see `jaxgen.fit`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to run: everything that is not the model."""
+
+    data: str = "digits"
+    """Data set: a built-in or TensorFlow Datasets name, folder:PATH, npz:PATH or idx:PATH."""
+    data_dir: Path | None = None
+    """Where prepared data sets lie; by default TFDS_DATA_DIR, then ~/tensorflow_datasets."""
+    image_size: int | None = None
+    """Resize and crop images to this height and width."""
+    steps: int = 2000
+    """Training steps, those of a resumed run included."""
+    batch_size: int = 128
+    """Examples a step, over all devices."""
+    seed: int = 0
+    """Seed of the initial weights, the order of the data and every step."""
+    run_dir: Path | None = None
+    """Directory of the run; an existing one is resumed. By default a new one under runs/."""
+    start: Path | None = None
+    """Directory of a run of the same networks, also under other options, from whose parameters to start; for
+    latent diffusion also of a first stage."""
+    results: Path | None = None
+    """Also write the result as <system>-<data>.json with its picture into this folder."""
+    fsdp: int = 1
+    """Devices over which the state itself is split; the rest split only the batch."""
+    chunk: int | None = None
+    """Steps a dispatch; by default as many as take half a second."""
+    log_every: int = 100
+    """Steps between log lines."""
+    sample_every: int = 1000
+    """Steps between pictures of samples; 0 for none."""
+    save_every: int = 1000
+    """Steps between checkpoints; 0 for one at the end."""
+    num_samples: int = 10_000
+    """Samples measured against the test split, if it has as many; 0 for none."""
+    extractor: str | None = None
+    """Features those of pictures are measured by; by default the best for the data that needs nothing."""
+    logger: Literal["none", "tensorboard", "wandb"] = "none"
+    """Where log lines go besides metrics.jsonl; needs the extra `logs`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class System:
+    """One subcommand of a script: a family, its preset, and how it is judged."""
+
+    family: Any
+    config: Any
+    paper: str
+    """Authors and year, for the result."""
+    options: Options = Options()
+    evaluate: Evaluate | None = None
+    """By default every likelihood the family has. Samples are measured besides."""
+    before: Before | None = None
+    """What has to be trained first, such as a model this one builds on; `--start` is then for it to read."""
+    published: Mapping[tuple[str, str], tuple[float, str]] = dataclasses.field(default_factory=dict)
+    """(data, metric) -> the published figure and where it stands."""
+
+
+def main(systems: Mapping[str, System], arguments: list[str] | None = None) -> None:
+    """The command line of a script: one subcommand a system."""
+    import tyro
+
+    def subcommand(name: str, system: System) -> Callable[..., None]:
+        config_type = command_line.command_line_type(system.config)
+        default = config_type()
+
+        def command(
+            options: Options = system.options,
+            config: config_type = default,  # type: ignore[valid-type]
+        ) -> None:
+            run_system(name, system, options, command_line.plain(config, type(system.config)))
+
+        command.__doc__ = f"{name}: {system.paper}"
+        return command
+
+    with command_line.one_line_errors():
+        tyro.extras.subcommand_cli_from_dict(
+            {name: subcommand(name, system) for name, system in systems.items()},
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+
+
+def run_system(name: str, system: System, options: Options, cfg: Any) -> Any:
+    """Train and evaluate one system as its script does; returns the State."""
+    run_dir = options.run_dir or _new_run_dir(name, options)
+    options = dataclasses.replace(options, run_dir=run_dir)
+    state = run(system.family, cfg, options, system.evaluate, system.before)
+    if options.results and jax.process_index() == 0:
+        folder, published = options.results, system.published
+        result.write(folder, run_dir, name, system.paper, options.data, options.seed, published)
+    return state
+
+
+def run(
+    family: Any,
+    cfg: Any,
+    options: Options,
+    evaluate: Evaluate | None = None,
+    before: Before | None = None,
+) -> Any:
+    """Load the data, shape `cfg` to it, fit, evaluate on the test split, report; returns the State."""
+    shard.initialize()
+    train, test = (
+        data.load(options.data, s, options.data_dir, options.image_size) for s in ("train", "test")
+    )
+    cfg = types.shape_to(train, cfg)
+    run_dir = options.run_dir or _new_run_dir(family.__name__.rsplit(".", 1)[-1], options)
+    start = None
+    if before is not None:
+        cfg, start = before(train, cfg, dataclasses.replace(options, run_dir=run_dir))
+    elif options.start is not None:
+        start = jaxgen.load(options.start)[2]
+    state = jaxgen.fit(
+        family,
+        cfg,
+        train,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        key=jax.random.key(options.seed),
+        run_dir=run_dir,
+        start=start,
+        mesh=shard.mesh(fsdp=options.fsdp),
+        chunk=options.chunk,
+        log_every=options.log_every,
+        sample_every=options.sample_every,
+        save_every=options.save_every,
+        on_log=loggers.on_log(options.logger, run_dir, family, cfg) if jax.process_index() == 0 else None,
+    )
+    evaluate_run(
+        family,
+        cfg,
+        state,
+        train,
+        test,
+        run_dir,
+        seed=options.seed,
+        num_samples=options.num_samples,
+        extractor=options.extractor,
+        evaluate=evaluate,
+    )
+    return state
+
+
+def _new_run_dir(name: str, options: Options) -> Path:
+    if jax.process_count() > 1:
+        raise ValueError("several processes need one --run-dir, given to all of them")
+    return Path("runs") / f"{name}-{result.file_name(options.data)}-{time.strftime('%Y%m%d-%H%M%S')}"
