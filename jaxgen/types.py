@@ -37,12 +37,12 @@ class Family(Protocol):
         """`n` draws from the model, in the space of the data."""
 
 
-FROM_THE_DATA = ("shape", "num_classes")
-"""Fields of a Config that are facts of the data."""
+FROM_THE_DATA = ("shape", "num_classes", "levels")
+"""Fields of a Config that are facts of the data: `levels` are the values of a pixel, 0 for real numbers."""
 
 
 def shape_to(dataset: Any, cfg: Any) -> Any:
-    """`cfg` with the data set's shape and number of classes, where it has such fields."""
+    """`cfg` with the data set's shape, number of classes and levels, where it has such fields."""
     names = {field.name for field in dataclasses.fields(cfg)}
     facts = {name: getattr(dataset, name) for name in FROM_THE_DATA if name in names}
     return dataclasses.replace(cfg, **facts)

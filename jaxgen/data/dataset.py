@@ -57,6 +57,9 @@ class Dataset:
     arrays: Mapping[str, np.ndarray]
     num_classes: int = 0
     label_names: tuple[str, ...] = ()
+    levels: int | None = None
+    """Values a pixel can have, spread evenly over [-1, 1]; by default 256 of uint8 pictures, else 0 for real
+    numbers."""
 
     def __post_init__(self):
         arrays = {key: _checked(self.name, key, np.asarray(array)) for key, array in self.arrays.items()}
@@ -73,6 +76,10 @@ class Dataset:
                 raise DataError(
                     f"data set {self.name!r}: labels {lowest}..{highest} do not fit {num_classes} classes"
                 )
+        if self.levels is None:
+            image = arrays.get("image")
+            levels = 256 if image is not None and image.dtype == np.uint8 else 0
+            object.__setattr__(self, "levels", levels)
         object.__setattr__(self, "arrays", arrays)
         object.__setattr__(self, "num_classes", num_classes)
         object.__setattr__(self, "label_names", label_names)
@@ -115,6 +122,7 @@ class StreamedDataset:
     shape: tuple[int, ...]
     num_classes: int = 0
     label_names: tuple[str, ...] = ()
+    levels: int = 256
 
     def __len__(self) -> int:
         return len(self.source)

@@ -27,7 +27,7 @@ def digits(split: str) -> Dataset:
     image = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
     chosen = held_out(label) == (split == "test")
     arrays = {"image": image[chosen], "label": label[chosen]}
-    return Dataset("digits", split, arrays, num_classes=10, label_names=tuple("0123456789"))
+    return Dataset("digits", split, arrays, 10, tuple("0123456789"), levels=17)
 
 
 def held_out(label: np.ndarray) -> np.ndarray:

@@ -109,7 +109,8 @@ def _read_whole(streamed: StreamedDataset) -> Dataset:
     workers = 1 if math.prod(streamed.shape) < 2**12 else None
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(fill, range(0, len(streamed), _CHUNK)))
-    return Dataset(streamed.name, streamed.split, whole, streamed.num_classes, streamed.label_names)
+    names = streamed.label_names
+    return Dataset(streamed.name, streamed.split, whole, streamed.num_classes, names, streamed.levels)
 
 
 def _unknown(name: str) -> DataError:

@@ -1,0 +1,256 @@
+"""Values: the parts that a Config holds, such as optimizers, and the codec that keeps them in a config.json.
+
+A part is a Linen module or a `Value`, a frozen dataclass with this mark. Both compare and hash by their
+fields, so equal Configs do not retrace. A user's own part is a class like those here: if it can be imported,
+a run that holds it is loaded without being told about it.
+
+    class Warm(values.Value):  # with @dataclasses.dataclass(frozen=True)
+        learning_rate: float = 0.1
+        def __call__(self, updates_per_step=1):
+            return optax.sgd(self.learning_rate)
+
+    cfg = vae.Config(optimizer=Warm())
+"""
+
+import dataclasses
+import importlib
+import sys
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+
+class Value:
+    """Marks a frozen dataclass that a Config may hold and that a config.json may name."""
+
+
+Part = nn.Module | Value
+
+
+# Step sizes over time
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant(Value):
+    """The step size stays as it is, after a linear rise from zero if there is a warm-up."""
+
+    warmup_steps: int = 0
+    """Training steps in which the step size rises linearly from zero."""
+
+    def __call__(self, rate: float, updates_per_step: int = 1) -> Any:
+        """The step size as Optax takes it, a number or a function of the update."""
+        steps = self.warmup_steps * updates_per_step
+        return optax.linear_schedule(0.0, rate, steps) if steps else rate
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear(Value):
+    """The step size falls linearly to zero."""
+
+    decay_steps: int = 10_000
+    """Training steps after which it is zero."""
+
+    def __call__(self, rate: float, updates_per_step: int = 1) -> Any:
+        """The step size as a function of the update."""
+        return optax.linear_schedule(rate, 0.0, self.decay_steps * updates_per_step)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine(Value):
+    """The step size falls to zero along half a cosine, after a linear rise if there is a warm-up."""
+
+    decay_steps: int = 10_000
+    """Training steps after which it is zero, the warm-up included."""
+    warmup_steps: int = 0
+    """Training steps in which the step size rises linearly from zero."""
+
+    def __call__(self, rate: float, updates_per_step: int = 1) -> Any:
+        """The step size as a function of the update."""
+        warmup, decay = (steps * updates_per_step for steps in (self.warmup_steps, self.decay_steps))
+        if not warmup:
+            return optax.cosine_decay_schedule(rate, decay)
+        return optax.warmup_cosine_decay_schedule(0.0, rate, warmup, decay)
+
+
+Schedule = Constant | Linear | Cosine
+
+
+# Optimizers
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule(Value):
+    """What all optimizers here have: a step size, its course, and a bound on the gradient.
+
+    Called, an optimizer is an `optax.GradientTransformation`. `updates_per_step` says how many updates a
+    training step makes, since schedules count training steps.
+    """
+
+    learning_rate: float = 1e-3
+    """Step size."""
+    schedule: Constant | Linear | Cosine | Value = Constant()
+    """How the step size changes during training."""
+    gradient_clip: float | None = None
+    """Largest norm of the whole gradient; a longer one is shortened to it."""
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate >= 0:
+            raise ValueError(f"learning_rate must not be negative, got {self.learning_rate}")
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
+            raise ValueError(f"gradient_clip must be positive, or None for none, got {self.gradient_clip}")
+
+    def __call__(self, updates_per_step: int = 1) -> optax.GradientTransformation:
+        """The optimizer as Optax has it."""
+        rule = self.rule(self.schedule(self.learning_rate, updates_per_step))  # type: ignore[operator]
+        if self.gradient_clip is None:
+            return rule
+        return optax.chain(optax.clip_by_global_norm(self.gradient_clip), rule)
+
+    def rule(self, rate: Any) -> optax.GradientTransformation:
+        """The update by a step size, a number or a function of the update."""
+        raise TypeError(f"{type(self).__name__} has no rule of its own: use Adam, RMSProp or SGD")
+
+
+@dataclasses.dataclass(frozen=True)
+class Adam(Rule):
+    """Adam (Kingma & Ba 2015), with decoupled weight decay if there is any (Loshchilov & Hutter 2019)."""
+
+    beta1: float = 0.9
+    """Decay of the mean gradient."""
+    beta2: float = 0.999
+    """Decay of the mean squared gradient."""
+    epsilon: float = 1e-8
+    """What is added to the root of the mean squared gradient."""
+    weight_decay: float = 0.0
+    """Share of the parameters that is subtracted from them at a step, times the step size."""
+
+    def rule(self, rate: Any) -> optax.GradientTransformation:
+        """Adam, or AdamW."""
+        if self.weight_decay:
+            return optax.adamw(rate, self.beta1, self.beta2, self.epsilon, weight_decay=self.weight_decay)
+        return optax.adam(rate, self.beta1, self.beta2, self.epsilon)
+
+
+@dataclasses.dataclass(frozen=True)
+class RMSProp(Rule):
+    """RMSProp (Tieleman & Hinton 2012)."""
+
+    decay: float = 0.9
+    """Decay of the mean squared gradient."""
+
+    def rule(self, rate: Any) -> optax.GradientTransformation:
+        """RMSProp."""
+        return optax.rmsprop(rate, self.decay)
+
+
+@dataclasses.dataclass(frozen=True)
+class SGD(Rule):
+    """Stochastic gradient descent, with momentum if there is any."""
+
+    momentum: float = 0.0
+    """Decay of the sum of gradients that is followed; 0 follows the gradient itself."""
+
+    def rule(self, rate: Any) -> optax.GradientTransformation:
+        """Gradient descent."""
+        return optax.sgd(rate, self.momentum or None)
+
+
+Optimizer = Adam | RMSProp | SGD | Value | optax.GradientTransformation
+"""What a Config takes as an optimizer. An Optax one is no JSON: a run of it is loaded with its `cfg`."""
+
+
+def gradient_transformation(optimizer: Optimizer, updates_per_step: int = 1) -> optax.GradientTransformation:
+    """The Optax optimizer that a Config's optimizer stands for."""
+    if isinstance(optimizer, optax.GradientTransformation):
+        return optimizer
+    return optimizer(updates_per_step)  # type: ignore[operator]
+
+
+@dataclasses.dataclass(frozen=True)
+class Average(Value):
+    """Exponential moving average of parameters; its decay grows to its value in the first steps."""
+
+    decay: float = 0.999
+    """Share of the average that a step keeps: at step t at most (1 + t) / (10 + t)."""
+
+    def __call__(self, average: Any, params: Any, step: Array) -> Any:
+        """The average after training step number `step`, whose parameters are `params`."""
+        kept = jnp.minimum(self.decay, (1.0 + step) / (10.0 + step))
+        return optax.incremental_update(params, average, 1 - kept)
+
+
+def filled(part: Any, **facts: Any) -> Any:
+    """A part whose fields of these names that are None have the given values; other facts are left out.
+
+    What only the data know, such as the shape of an output, is filled in where the part is used.
+    """
+    missing = {name: fact for name, fact in facts.items() if getattr(part, name, part) is None}
+    if not missing:
+        return part
+    return part.clone(**missing) if isinstance(part, nn.Module) else dataclasses.replace(part, **missing)
+
+
+# The codec
+
+
+def options(part: Any) -> list[dataclasses.Field]:
+    """The fields of a part or a Config that are options: all but the two that Linen adds."""
+    of_linen = ("parent", "name") if isinstance(part, nn.Module) else ()
+    return [field for field in dataclasses.fields(part) if field.init and field.name not in of_linen]
+
+
+def to_json(value: Any) -> Any:
+    """A value as JSON has it; a part becomes {"is": "module:Class", field: ...}.
+
+    Raises TypeError for what is neither JSON nor a part, such as a function.
+    """
+    if isinstance(value, nn.Module | Value):
+        written = {"is": f"{type(value).__module__}:{type(value).__qualname__}"}
+        for field in options(value):
+            current = getattr(value, field.name)
+            try:
+                written[field.name] = to_json(current)
+            except TypeError:
+                if current is not field.default:  # a default need not be written
+                    raise
+        return written
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray | jax.Array) and value.ndim == 0):
+        return value.item()
+    if isinstance(value, tuple | list):
+        return [to_json(entry) for entry in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{value!r} is neither JSON nor a part")
+
+
+def from_json(value: Any) -> Any:
+    """What `to_json` wrote. It builds Linen modules and Values, and calls nothing else.
+
+    Raises:
+        ValueError: a class that is neither, or cannot be found.
+        TypeError: a class that has other fields.
+    """
+    if isinstance(value, dict):
+        part = _part(str(value.get("is")))
+        return part(**{name: from_json(entry) for name, entry in value.items() if name != "is"})
+    return tuple(from_json(entry) for entry in value) if isinstance(value, list) else value
+
+
+def _part(name: str) -> type:
+    module, _, path = name.partition(":")
+    if module.partition(".")[0] in sys.stdlib_module_names | {"__main__", "builtins"}:
+        raise ValueError(f"{name} is no part of a Config: parts are Linen modules and Values of a module")
+    try:
+        found: Any = importlib.import_module(module)
+        for attribute in path.split("."):
+            found = getattr(found, attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{name} cannot be found: {error}") from None
+    if not (isinstance(found, type) and issubclass(found, nn.Module | Value)):
+        raise ValueError(f"{name} is no part of a Config: it is neither a Linen module nor a Value")
+    return found
