@@ -15,7 +15,7 @@ a run that holds it is loaded without being told about it.
 import dataclasses
 import importlib
 import sys
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -29,7 +29,7 @@ class Value:
     """Marks a frozen dataclass that a Config may hold and that a config.json may name."""
 
 
-Part = nn.Module | Value
+Part: TypeAlias = nn.Module | Value
 
 
 # Step sizes over time
@@ -77,7 +77,7 @@ class Cosine(Value):
         return optax.warmup_cosine_decay_schedule(0.0, rate, warmup, decay)
 
 
-Schedule = Constant | Linear | Cosine
+Schedule: TypeAlias = Constant | Linear | Cosine
 
 
 # Optimizers
@@ -93,7 +93,7 @@ class Rule(Value):
 
     learning_rate: float = 1e-3
     """Step size."""
-    schedule: Constant | Linear | Cosine | Value = Constant()
+    schedule: Schedule | Value = Constant()
     """How the step size changes during training."""
     gradient_clip: float | None = None
     """Largest norm of the whole gradient; a longer one is shortened to it."""
@@ -160,7 +160,7 @@ class SGD(Rule):
         return optax.sgd(rate, self.momentum or None)
 
 
-Optimizer = Adam | RMSProp | SGD | Value | optax.GradientTransformation
+Optimizer: TypeAlias = Adam | RMSProp | SGD | Value | optax.GradientTransformation
 """What a Config takes as an optimizer. An Optax one is no JSON: a run of it is loaded with its `cfg`."""
 
 
@@ -168,7 +168,7 @@ def gradient_transformation(optimizer: Optimizer, updates_per_step: int = 1) -> 
     """The Optax optimizer that a Config's optimizer stands for."""
     if isinstance(optimizer, optax.GradientTransformation):
         return optimizer
-    return optimizer(updates_per_step)  # type: ignore[operator]
+    return optimizer(updates_per_step)  # type: ignore[operator, misc]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -142,7 +142,7 @@ def resized(dataset: Dataset, image_size: int) -> Dataset:
         return dataset
     gray = pictures.shape[-1] == 1
     images = [_fit(Image.fromarray(p[..., 0] if gray else p), image_size) for p in pictures]
-    return dataclasses.replace(dataset, arrays={**dataset.arrays, "image": np.stack(images)})
+    return dataclasses.replace(dataset, arrays={**dataset.arrays, "image": np.stack(images)}, levels=256)
 
 
 def _fit(image, image_size: int | None) -> np.ndarray:
