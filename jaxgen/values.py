@@ -189,7 +189,7 @@ def filled(part: Any, **facts: Any) -> Any:
 
     What only the data know, such as the shape of an output, is filled in where the part is used.
     """
-    missing = {name: fact for name, fact in facts.items() if getattr(part, name, part) is None}
+    missing = {name: fact for name, fact in facts.items() if getattr(part, name, ...) is None}
     if not missing:
         return part
     return part.clone(**missing) if isinstance(part, nn.Module) else dataclasses.replace(part, **missing)
@@ -210,7 +210,10 @@ def to_json(value: Any) -> Any:
     Raises TypeError for what is neither JSON nor a part, such as a function.
     """
     if isinstance(value, nn.Module | Value):
-        written = {"is": f"{type(value).__module__}:{type(value).__qualname__}"}
+        module, name = type(value).__module__, type(value).__qualname__
+        if module == "__main__" or "<locals>" in name:
+            raise TypeError(f"{name} cannot be imported by another program: put it into a module")
+        written = {"is": f"{module}:{name}"}
         for field in options(value):
             current = getattr(value, field.name)
             try:
@@ -241,16 +244,21 @@ def from_json(value: Any) -> Any:
     return tuple(from_json(entry) for entry in value) if isinstance(value, list) else value
 
 
+def imported(module: str) -> Any:
+    """A module that a config.json names. Raises ValueError if there is none, or it is Python's own."""
+    if module.partition(".")[0] in sys.stdlib_module_names | {"__main__"}:
+        raise ValueError(f"{module} is a module of Python: it holds no part of a run")
+    try:
+        return importlib.import_module(module)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{module or 'a nameless module'} cannot be imported: {error}") from None
+
+
 def _part(name: str) -> type:
     module, _, path = name.partition(":")
-    if module.partition(".")[0] in sys.stdlib_module_names | {"__main__", "builtins"}:
-        raise ValueError(f"{name} is no part of a Config: parts are Linen modules and Values of a module")
-    try:
-        found: Any = importlib.import_module(module)
-        for attribute in path.split("."):
-            found = getattr(found, attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{name} cannot be found: {error}") from None
+    found = imported(module)
+    for attribute in path.split("."):
+        found = getattr(found, attribute, None)
     if not (isinstance(found, type) and issubclass(found, nn.Module | Value)):
-        raise ValueError(f"{name} is no part of a Config: it is neither a Linen module nor a Value")
+        raise ValueError(f"{name} is neither a Linen module nor a Value")
     return found

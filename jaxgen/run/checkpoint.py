@@ -4,7 +4,6 @@ The only file that imports Orbax.
 """
 
 import gc
-import importlib
 import logging
 import shutil
 import warnings
@@ -14,8 +13,10 @@ from typing import Any
 
 import jax
 
+from jaxgen import values
 from jaxgen.run import directory
 from jaxgen.run.directory import RunError
+from jaxgen.types import Family
 
 KEEP = 3
 """How many of the latest checkpoints a run directory keeps."""
@@ -114,9 +115,11 @@ def load(run_dir: str | Path, step: int | None = None, cfg: Any = None) -> tuple
     run_dir = directory.resolve(run_dir)
     name = directory.read_description(run_dir)["family"]
     try:
-        family = importlib.import_module(name)
-    except ImportError as error:
+        family = values.imported(name)
+    except ValueError as error:
         raise RunError(f"{run_dir} is of the family {name}: {error}") from None
+    if not (isinstance(family, ModuleType) and isinstance(family, Family)):
+        raise RunError(f"{run_dir} names {name}, which is no family")
     cfg = directory.read_config(family, run_dir) if cfg is None else cfg
     state = restore(run_dir, abstract_state(family, cfg), step)
     if state is None:

@@ -7,7 +7,6 @@ samples/        <step>.png
 checkpoints/    <step>/, see `checkpoint`
 """
 
-import dataclasses
 import importlib.metadata
 import json
 import os
@@ -16,6 +15,8 @@ import signal
 import threading
 from pathlib import Path
 from typing import Any
+
+from jaxgen import values
 
 
 class RunError(ValueError):
@@ -30,12 +31,16 @@ def resolve(run_dir: str | Path) -> Path:
 def describe(family: Any, cfg: Any, **facts: Any) -> dict[str, Any]:
     """What config.json says: the family, its config, `facts`, and the versions it ran with.
 
-    Fields that are no JSON, such as a network of the caller's own, are named under "custom" and only
-    described.
+    Fields that are no JSON, such as an Optax optimizer, are named under "custom" and only described.
     """
-    config = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(cfg)}
-    custom = sorted(name for name, value in config.items() if not _is_json(value))
-    config.update({name: repr(config[name]).split(" at 0x")[0] for name in custom})
+    config, custom = {}, []
+    for field in values.options(cfg):
+        value = getattr(cfg, field.name)
+        try:
+            config[field.name] = values.to_json(value)
+        except TypeError:
+            config[field.name] = repr(value).split(" at 0x")[0]
+            custom.append(field.name)
     return {"family": family.__name__, "config": config, "custom": custom, **facts, "versions": versions()}
 
 
@@ -83,7 +88,11 @@ def read_description(run_dir: Path) -> dict[str, Any]:
 
 
 def read_config(family: Any, run_dir: Path) -> Any:
-    """The Config of a run. Raises RunError if it is no JSON, or of another version of the family."""
+    """The Config of a run.
+
+    Raises RunError if it held what is no JSON, if a part cannot be found or is no part, or if it is of
+    another version of the family.
+    """
     description = read_description(run_dir)
     if description["custom"]:
         names = ", ".join(description["custom"])
@@ -91,7 +100,9 @@ def read_config(family: Any, run_dir: Path) -> Any:
             f"the config of {run_dir} had its own {names}: give it again, as in load(run_dir, cfg=cfg)"
         )
     try:
-        return family.Config(**{name: _tuples(value) for name, value in description["config"].items()})
+        return family.Config(**{name: values.from_json(v) for name, v in description["config"].items()})
+    except ValueError as error:
+        raise RunError(f"the config of {run_dir} cannot be used: {error}") from None
     except TypeError as error:
         raise RunError(
             f"{run_dir / 'config.json'} does not fit this version of {family.__name__}: {error}"
@@ -172,14 +183,3 @@ def _differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
         for name in sorted(saved.keys() | wanted.keys())
         if saved.get(name) != wanted.get(name)
     ]
-
-
-def _is_json(value: Any) -> bool:
-    try:
-        return bool(_tuples(json.loads(json.dumps(value))) == value)
-    except TypeError:
-        return False
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

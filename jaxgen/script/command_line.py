@@ -1,16 +1,31 @@
-"""Command lines of scripts: options of dataclasses and Configs, and bad input answered in one line."""
+"""Command lines of scripts: the options of a Config and its parts, and bad input answered in one line.
 
+The fields of a Config are options, `--num-latents 8`; those of a part are a group, `--optimizer.beta1 0.5`.
+Where the annotation of a field names several classes, `--posterior log_normal` puts another of them in its
+place, and the group is then of that one.
+"""
+
+import ast
 import contextlib
 import dataclasses
+import inspect
+import itertools
 import os
+import re
 import sys
+import textwrap
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-from jaxgen import data, types
+import flax.linen as nn
+
+from jaxgen import data, types, values
 from jaxgen.run import directory
+
+FILLED_IN = (*types.FROM_THE_DATA, "dtype", "num_labels", "num_outputs")
+"""Fields of a part that its Config fills in."""
 
 
 def run_script(main: Callable[[Any], None], options: type) -> None:
@@ -38,19 +53,138 @@ def one_line_errors():
         raise SystemExit(2) from None
 
 
-def command_line_type(config: Any) -> type:
-    """The config's class, its values as defaults, without what is no option of a command line."""
+def choose(config: Any, arguments: Sequence[str]) -> tuple[Any, list[str]]:
+    """The config with the parts that arguments such as `--posterior log_normal` ask for, and the others."""
     import tyro
 
-    hints = typing.get_type_hints(type(config))
-    fields = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        shown = field.name not in types.FROM_THE_DATA and _is_plain(hints[field.name])
-        hint = hints[field.name] if shown else Annotated[hints[field.name], tyro.conf.Suppress]
-        fields.append((field.name, hint, dataclasses.field(default=value)))
-    bases = (type(config),)
-    return dataclasses.make_dataclass(type(config).__name__, fields, bases=bases, frozen=True, kw_only=True)
+    rest = list(arguments)
+    for depth in itertools.count():
+        found = _alternatives(config)
+        now = [path for path in found if path.count(".") == depth]
+        if not now:
+            return config, rest
+        fields = []
+        for index, path in enumerate(now):
+            current, classes = found[path]
+            word = _word(current, classes)
+            words: Any = typing.Literal[tuple({**classes, word: None})]
+            hint = Annotated[words, tyro.conf.arg(name=path)]
+            fields.append((f"part{index}", hint, dataclasses.field(default=word)))
+        parser = dataclasses.make_dataclass("Parts", fields)
+        parsed: Any
+        parsed, rest = tyro.cli(parser, args=rest, return_unknown_args=True, add_help=False)
+        for index, path in enumerate(now):
+            current, classes = found[path]
+            other = classes.get(getattr(parsed, f"part{index}"), type(current))
+            if other is not type(current):
+                config = _replaced(config, path.split("."), other())
+    raise AssertionError
+
+
+def option_type(value: Any, prefix: str = "") -> type:
+    """A dataclass of the options of a Config or a part, with its values as defaults, for tyro to show."""
+    import tyro
+
+    hints, help_of = typing.get_type_hints(type(value)), sentences(type(value))
+    others, fields = _alternatives(value, deep=False), []
+    for field in values.options(value):
+        name, current = field.name, getattr(value, field.name)
+        option, text = name.replace("_", "-"), help_of.get(name, "")
+        if name in (FILLED_IN if prefix else types.FROM_THE_DATA):
+            continue
+        if option in others:
+            text += (
+                f" Here {_snake(type(current).__name__)}; --{prefix}{option} {'|'.join(others[option][1])}."
+            )
+        if dataclasses.is_dataclass(current):
+            inner = option_type(current, f"{prefix}{option}.")
+            if dataclasses.fields(inner):
+                hint: Any = Annotated[inner, tyro.conf.arg(help=text)]
+                fields.append((name, hint, dataclasses.field(default_factory=inner)))
+        elif _is_plain(hints[name]):
+            hint = Annotated[hints[name], tyro.conf.arg(help=text)]
+            fields.append((name, hint, dataclasses.field(default=current)))
+    namespace = {"of": value, "__doc__": (type(value).__doc__ or "").splitlines()[0]}
+    return dataclasses.make_dataclass(
+        type(value).__name__, fields, frozen=True, kw_only=True, namespace=namespace
+    )
+
+
+def chosen(options: Any) -> Any:
+    """The Config or part that parsed options of an `option_type` describe."""
+    changed = {}
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        changed[field.name] = chosen(value) if hasattr(type(value), "of") else value
+    return _with_fields(type(options).of, changed)
+
+
+def sentences(cls: Any) -> dict[str, str]:
+    """The docstring below each field of a class, its bases' too, on one line."""
+    base: Any = cls.__base__
+    found = sentences(base) if base not in (object, nn.Module, values.Value, None) else {}
+    try:
+        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
+    except (OSError, TypeError):
+        return found
+    for field, text in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+            value = getattr(text.value, "value", None)
+            if isinstance(value, str):
+                found = found | {field.target.id: " ".join(value.split())}  # type: ignore[union-attr]
+    return found
+
+
+def choices(config: Any) -> str:
+    """The parts for which there are others, with the words that choose them, a line each."""
+    found = _alternatives(config)
+    lines = [
+        f"--{path} {'|'.join(classes)} ({_word(current, classes)})"
+        for path, (current, classes) in found.items()
+    ]
+    return "\n".join(["Parts, each with options of its own:", *lines]) if lines else ""
+
+
+def _word(current: Any, classes: dict[str, type]) -> str:
+    return next((word for word, c in classes.items() if c is type(current)), "own")
+
+
+def _alternatives(value: Any, deep: bool = True) -> dict[str, tuple[Any, dict[str, type]]]:
+    """The parts for which there are others: {path: (the part, {its name on a command line: class})}."""
+    hints, found = typing.get_type_hints(type(value)), {}
+    for field in values.options(value):
+        current = getattr(value, field.name)
+        classes = _classes(hints[field.name])
+        if len(classes) > 1:
+            found[field.name.replace("_", "-")] = current, classes
+        if deep and dataclasses.is_dataclass(current):
+            inner = _alternatives(current)
+            found |= {f"{field.name.replace('_', '-')}.{path}": entry for path, entry in inner.items()}
+    return found
+
+
+def _classes(hint: Any) -> dict[str, type]:
+    """The classes of parts that a Union names, without the bases that stand for a user's own."""
+    classes = [c for c in typing.get_args(hint) if isinstance(c, type) and dataclasses.is_dataclass(c)]
+    classes = [c for c in classes if c is not nn.Module]
+    names = [_snake(c.__name__) for c in classes]
+    if len(set(names)) < len(names):
+        names = [c.__module__.rsplit(".", 1)[-1] for c in classes]
+    none = {"none": type(None)} if classes and type(None) in typing.get_args(hint) else {}
+    return none | dict(zip(names, classes, strict=True))
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def _replaced(value: Any, path: Sequence[str], part: Any) -> Any:
+    name, *rest = path[0].replace("-", "_"), *path[1:]
+    return _with_fields(value, {name: _replaced(getattr(value, name), rest, part) if rest else part})
+
+
+def _with_fields(value: Any, changed: dict[str, Any]) -> Any:
+    return value.clone(**changed) if isinstance(value, nn.Module) else dataclasses.replace(value, **changed)
 
 
 def _is_plain(hint: Any) -> bool:
@@ -61,8 +195,3 @@ def _is_plain(hint: Any) -> bool:
     if arguments:
         return all(_is_plain(argument) for argument in arguments if argument is not ...)
     return hint in (bool, int, float, str, type(None))
-
-
-def plain(config: Any, config_type: type) -> Any:
-    """The Config that parsed options describe."""
-    return config_type(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})

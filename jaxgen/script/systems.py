@@ -8,10 +8,11 @@ A script is a dict of `System` and a call of `main`:
 """
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 
@@ -87,24 +88,29 @@ def main(systems: Mapping[str, System], arguments: list[str] | None = None) -> N
     """The command line of a script: one subcommand a system."""
     import tyro
 
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+
     def subcommand(name: str, system: System) -> Callable[..., None]:
-        config_type = command_line.command_line_type(system.config)
+        config_type = command_line.option_type(system.config)
         default = config_type()
 
         def command(
-            options: Options = system.options,
-            config: config_type = default,  # type: ignore[valid-type]
+            options: Annotated[Options, tyro.conf.arg(name="")] = system.options,
+            config: Annotated[config_type, tyro.conf.arg(name="")] = default,  # type: ignore[valid-type]
         ) -> None:
-            run_system(name, system, options, command_line.plain(config, type(system.config)))
+            run_system(name, system, options, command_line.chosen(config))
 
-        command.__doc__ = f"{name}: {system.paper}"
+        command.__doc__ = f"{name}: {system.paper}\n\n{command_line.choices(system.config)}"
         return command
 
     with command_line.one_line_errors():
+        if arguments and arguments[0] in systems:
+            system = systems[arguments[0]]
+            cfg, rest = command_line.choose(system.config, arguments[1:])
+            systems = {**systems, arguments[0]: dataclasses.replace(system, config=cfg)}
+            arguments = [arguments[0], *rest]
         tyro.extras.subcommand_cli_from_dict(
-            {name: subcommand(name, system) for name, system in systems.items()},
-            args=arguments,
-            config=(tyro.conf.OmitArgPrefixes,),
+            {name: subcommand(name, system) for name, system in systems.items()}, args=arguments
         )
 
 

@@ -18,7 +18,7 @@ from jaxgen.evaluation import likelihood
 from jaxgen.run import checkpoint, directory
 from jaxgen.script import result
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "experiments" / "autoencoder.py"
 QUICK = ("--steps", "20", "--batch-size", "64", "--hidden", "16", "--sample-every", "10", "--log-every", "10")
 

@@ -20,7 +20,7 @@ from jaxgen.autoencoder import vae
 from jaxgen.run import checkpoint, directory
 from tests import line
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 KEY = jax.random.key(0)
 
 
