@@ -48,6 +48,12 @@ def shape_to(dataset: Any, cfg: Any) -> Any:
     return dataclasses.replace(cfg, **facts)
 
 
+def from_data(family: Any, dataset: Any, cfg: Any) -> Any:
+    """`cfg` with every fact of the data: those of `shape_to`, and what the family's own `from_data` knows."""
+    cfg = shape_to(dataset, cfg)
+    return family.from_data(dataset, cfg) if hasattr(family, "from_data") else cfg
+
+
 def observed(batch: Batch) -> Array:
     """The data of a batch for models of one variable: its "image", else its "x", else its "tokens"."""
     return next(batch[name] for name in ("image", "x", "tokens") if name in batch)

@@ -16,7 +16,7 @@ from jaxgen import cli, data, types
 from jaxgen.autoencoder import vae
 from jaxgen.evaluation import likelihood
 from jaxgen.run import checkpoint, directory
-from jaxgen.script import result
+from jaxgen.script import likelihoods, result
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "experiments" / "autoencoder.py"
@@ -73,7 +73,7 @@ def test_a_script_leaves_a_whole_run_directory(finished):
 
 def test_a_script_writes_its_result(finished):
     folder, _ = finished
-    written = json.loads((folder / "results" / "vae-digits.json").read_text())
+    written = json.loads((folder / "results" / "vae-digits" / "result.json").read_text())
     assert set(written) == {
         *(
             "system",
@@ -92,8 +92,8 @@ def test_a_script_writes_its_result(finished):
     assert str(folder) not in json.dumps(written)
     assert written["command"].startswith("python experiments/autoencoder.py vae --steps 20")
     assert written["num_params"] > 1000
-    pictures = {path.name for path in (folder / "results").glob("*.png")}
-    assert {"vae-digits.png", "vae-digits-reconstructions.png"} <= pictures
+    pictures = {path.name for path in (folder / "results" / "vae-digits").glob("*.png")}
+    assert {"samples.png", "reconstructions.png"} <= pictures
 
 
 def test_the_command_of_a_result_names_no_place():
@@ -106,7 +106,8 @@ def test_the_command_of_a_result_names_no_place():
         "5",
         "--run-dir=/r",
     ]
-    assert result.command(arguments) == "python experiments/autoencoder.py vae --steps 5"
+    assert result.command(arguments[:-1], "runs/vae-digits").endswith("--steps 5 --run-dir runs/vae-digits")
+    assert result.command(arguments) == "python experiments/autoencoder.py vae --steps 5 --run-dir runs/r"
 
 
 def test_what_a_script_saves_says_how_it_came_about(tmp_path):
@@ -126,7 +127,7 @@ def test_a_run_loads_and_the_numbers_come_again(finished):
     family, cfg, state = jaxgen.load(folder / "run")
     assert family is vae
     key = jax.random.fold_in(jax.random.key(0), 1)
-    metrics = likelihood.evaluate(key, family, state, data.load("digits", "test"), cfg, 1000)
+    metrics = likelihoods(key, family, state, data.load("digits", "test"), cfg, 1000)
     written = json.loads((folder / "run" / "report.json").read_text())["metrics"]
     for name, metric in metrics.items():
         assert metric["value"] == pytest.approx(written[name]["value"], rel=1e-5)
