@@ -1,7 +1,7 @@
 """Every test runs on eight virtual CPU devices, so that sharding is exercised wherever the suite runs.
 
 LLVM optimizes little, for most of a test's time is the compilation of what then runs once. With `-n`, the
-tests of one file, or of one family in tests/test_protocol.py, go to one process, which compiles once what they
+tests of one file, or of one family in test_protocol.py, go to one process, which compiles once what they
 share.
 """
 
