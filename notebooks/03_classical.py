@@ -201,7 +201,7 @@ for order in range(MOST):
 
 # %%
 umbrella = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])
-hmm_cfg = hmm.Config(shape=(60,), num_states=3, num_symbols=2)
+hmm_cfg = hmm.Config(shape=(60,), num_states=3, emission=hmm.Categorical(2))
 law = markov.stationary(jnp.float32(WEATHER_TRANSITION))
 params = hmm.Params(law, jnp.float32(WEATHER_TRANSITION), jnp.float32(umbrella))
 truth = hmm.init(jax.random.key(0), hmm_cfg)._replace(params=params)
@@ -245,7 +245,7 @@ for name, guess in guesses.items():
 # %%
 climate = np.array([[24.0, 40.0], [12.0, 90.0], [8.0, 70.0]])
 readings = climate[days[:400]] + rng.normal(size=(400, 14, 2)) * [3.0, 8.0]
-readings_cfg = hmm.Config(shape=(14, 2), num_states=3, emission="gaussian", covariance="diagonal")
+readings_cfg = hmm.Config(shape=(14, 2), num_states=3, emission=hmm.Gaussian(covariance="diagonal"))
 found = hmm.fit(jnp.float32(readings), readings_cfg)
 order = np.argsort(-np.asarray(found.params.emission.means[:, 0, 0]))
 print("means\n", np.round(found.params.emission.means[order, 0], 1))

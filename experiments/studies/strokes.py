@@ -147,7 +147,7 @@ def main(options: Options) -> None:
     cfg = hmm.Config(
         shape=(options.num_moves + 1,),
         num_states=options.num_states + 1,
-        num_symbols=NUM_ANGLES + 1,
+        emission=hmm.Categorical(NUM_ANGLES + 1),
         left_to_right=True,
         max_steps=options.num_steps,
         tolerance=-np.inf,

@@ -4,10 +4,10 @@ One Gaussian for each class, and Bayes' rule:
 
     p(x, c) = pi_c N(x; m_c, S_c),     p(c | x) = p(x, c) / sum_k p(x, k)
 
-With one covariance for all classes the boundaries are linear, p(c | x) = softmax(W x + b); with one for each
-they are quadratic. The likelihood has its maximum in closed form: shares, means and covariances of the
-classes. `train_step` merges the moments of its batch with those of all batches before (Chan, Golub & LeVeque
-1983), so one pass gives what `fit` gives however the data are cut, and centred sums keep float32 sound.
+With one covariance for all classes the boundaries are linear, p(c | x) = softmax(W x + b); with one per class
+they are quadratic. The maximum of the likelihood is known in closed form: frequencies, means and covariances
+of the classes. `train_step` merges the moments of its batch with those of all earlier batches (Chan, Golub &
+LeVeque 1983), so one pass gives what `fit` gives, however the data are split into batches.
 
 Departs from the textbook: `shrinkage` and `regularization` move the covariances towards a multiple of the
 identity (Friedman 1989); a class without examples has probability 0.
@@ -23,7 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxgen.classical import gmm
+from jaxgen import moments
+from jaxgen.classical import documents, gaussians
+from jaxgen.classical.gaussians import matmul
+from jaxgen.moments import Moments
 from jaxgen.types import Batch, Metrics, observed
 
 CHUNK = 2048
@@ -38,19 +41,25 @@ class Config:
     shape: tuple[int, ...] = (2,)
     """Shape of one example; flattened to D numbers."""
     num_classes: int = 2
-    """Classes; labels run from 0."""
+    """Number of classes; labels start at 0."""
     covariance: Literal["shared", "per_class"] = "shared"
-    """One for all classes, with linear boundaries, or one for each, with quadratic ones."""
+    """One covariance for all classes, with linear boundaries, or one per class, with quadratic ones."""
     shrinkage: float = 1e-3
-    """Share in [0, 1] of the covariance that is replaced by the identity times its mean variance."""
+    """Fraction in [0, 1] of the covariance that is replaced by the identity times its mean variance."""
     regularization: float = 1e-6
-    """Added to the variances, in squared units of the data: a class of few examples needs it."""
+    """Number added to the variances, in squared units of the data, which classes of few examples need."""
     ddof: Literal["ml", "unbiased"] = "ml"
-    """Divide sums of squares by the examples, or by these less the means they are taken about."""
+    """Divide sums of squares by the number of examples, or by that minus the number of means."""
 
     @property
     def num_dims(self) -> int:
+        """D."""
         return math.prod(self.shape)
+
+    @property
+    def kind(self) -> moments.Covariance:
+        """The covariances as `gaussians` has them."""
+        return "tied" if self.covariance == "shared" else "full"
 
 
 class Params(NamedTuple):
@@ -61,21 +70,13 @@ class Params(NamedTuple):
     covariances: Array  # (D, D) shared, (K, D, D) per class
 
 
-class Moments(NamedTuple):
-    """What the data say."""
-
-    examples: Array  # (K,)
-    mean: Array  # (K, D), 0 for a class without examples
-    scatter: Array  # sum of (x - mean)(x - mean)', shaped as the covariances
-
-
 class State(NamedTuple):
     """What training changes."""
 
     step: Array
     key: Array
     params: Params
-    moments: Moments  # of all batches so far
+    moments: Moments  # of each class, from all batches so far
 
 
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
@@ -87,15 +88,15 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
         raise ValueError("Gaussian discriminant analysis needs labels: num_classes must be at least 1")
     if not 0 <= cfg.shrinkage <= 1:
         raise ValueError(f"shrinkage must be in [0, 1], not {cfg.shrinkage}")
-    moments = _no_moments(cfg, jnp.zeros(()).dtype)
-    return State(jnp.zeros((), jnp.int32), jnp.copy(key), _params(moments, cfg), moments)
+    found = gaussians.no_moments(cfg.num_classes, cfg.num_dims, cfg.kind)
+    return State(jnp.zeros((), jnp.int32), jnp.copy(key), _params(found, cfg), found)
 
 
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """Merges `batch["image"]` or `batch["x"]`, (B, *shape), with `batch["label"]` (B,).
 
-    Rows with a label outside 0..num_classes - 1 are left out. "nll", of p(x), and "accuracy" are those before
-    the step, so on data not seen yet during the first pass.
+    Rows with a label outside 0..num_classes - 1 are left out. The metrics "nll", of p(x), and "accuracy" are
+    computed before the step, so during the first pass they are those of unseen data.
     """
     x, label = _flat(observed(batch)), batch["label"]
     log_joint = _log_joint(x, state.params, cfg)
@@ -105,8 +106,8 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
         "nll": -jax.nn.logsumexp(log_joint, 1).mean(),
         "accuracy": right / jnp.maximum(known.sum(), 1),
     }
-    moments = _merge(state.moments, _moments_of(x, label, cfg))
-    return state._replace(step=state.step + 1, params=_params(moments, cfg), moments=moments), metrics
+    merged = moments.merge(state.moments, _moments_of(x, label, cfg), cfg.kind)
+    return state._replace(step=state.step + 1, params=_params(merged, cfg), moments=merged), metrics
 
 
 def fit(x: Any, label: Any, cfg: Config) -> State:
@@ -116,8 +117,7 @@ def fit(x: Any, label: Any, cfg: Config) -> State:
         ValueError: x that is not (N, *shape) or has values that are not finite, labels that are not (N,)
             integers in 0..num_classes - 1, a class without examples, a singular covariance.
     """
-    x, label = jnp.asarray(x), jnp.asarray(label)
-    x = _flat(x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32))
+    x, label = _flat(documents.floating(x)), jnp.asarray(label)
     eager = not isinstance(x, jax.core.Tracer) and not isinstance(label, jax.core.Tracer)
     if x.shape[1:] != (cfg.num_dims,) or label.shape != x.shape[:1]:
         raise ValueError(f"x must be (N, {cfg.num_dims}) and label (N,), not {x.shape} and {label.shape}")
@@ -139,23 +139,18 @@ def sample(key: Array, state: State, n: int, cfg: Config, label: Array | int | N
     if label is None:
         label = jax.random.categorical(label_key, jnp.log(weights), shape=(n,))
     label = jnp.broadcast_to(jnp.asarray(label), (n,))
-    noise = jax.random.normal(noise_key, (n, cfg.num_dims), means.dtype)
-    factor = jnp.linalg.cholesky(covariances)
-    if cfg.covariance == "shared":
-        noise = _matmul(noise, factor.T)
-    else:  # class after class: n factors would not fit into memory for pictures
-
-        def color(drawn, of_class):
-            index, factor = of_class
-            return jnp.where(label[:, None] == index, _matmul(noise, factor.T), drawn), None
-
-        noise, _ = jax.lax.scan(color, noise, (jnp.arange(cfg.num_classes), factor))
-    return (means[label] + noise).reshape(n, *cfg.shape)
+    return gaussians.draw(noise_key, label, means, covariances, cfg.kind).reshape(n, *cfg.shape)
 
 
 def log_prob(state: State, x: Array, cfg: Config) -> Array:
     """Exact log p(x) = log sum_c p(x, c) of x (B, *shape) in nats, (B,)."""
     return jax.nn.logsumexp(_log_joint(_flat(x), state.params, cfg), 1)
+
+
+def measure(cfg: Config) -> str:
+    """What `log_prob` is of: real numbers."""
+    del cfg
+    return "density"
 
 
 def classify(state: State, x: Array, cfg: Config) -> Array:
@@ -189,22 +184,23 @@ def check_labels(label: Any, num_classes: int) -> None:
 
 @functools.partial(jax.jit, static_argnums=2)
 def _fit(x, label, cfg):
-    def accumulate(moments, rows):
+    def accumulate(total, rows):
         x, label = rows
-        return _merge(moments, _moments_of(x, label, cfg)), None
+        return moments.merge(total, _moments_of(x, label, cfg), cfg.kind), None
 
     count = len(x) // CHUNK
     whole = count * CHUNK
     chunks = x[:whole].reshape(count, CHUNK, x.shape[1]), label[:whole].reshape(count, CHUNK)
-    moments, _ = jax.lax.scan(accumulate, _no_moments(cfg, x.dtype), chunks)
+    start = gaussians.no_moments(cfg.num_classes, cfg.num_dims, cfg.kind, x.dtype)
+    found, _ = jax.lax.scan(accumulate, start, chunks)
     if whole < len(x):
-        moments, _ = accumulate(moments, (x[whole:], label[whole:]))
-    params = _params(moments, cfg)
+        found, _ = accumulate(found, (x[whole:], label[whole:]))
+    params = _params(found, cfg)
     pivots = jnp.diagonal(jnp.linalg.cholesky(params.covariances), axis1=-2, axis2=-1)
     largest = jnp.diagonal(params.covariances, axis1=-2, axis2=-1).max(-1)
     # What rounding alone can leave of a pivot that is 0.
     smallest = pivots.min(-1) ** 2 - cfg.num_dims * jnp.finfo(x.dtype).eps * largest
-    return State(jnp.int32(1), jax.random.key(0), params, moments), smallest
+    return State(jnp.int32(1), jax.random.key(0), params, found), smallest
 
 
 def _moments_of(x, label, cfg):
@@ -213,33 +209,19 @@ def _moments_of(x, label, cfg):
     origin = x.mean(0)
     centred = x - origin
     count = member.sum(0)
-    shift = _matmul(member.T, centred) / jnp.maximum(count, 1)[:, None]
-    residual = (centred - _matmul(member, shift)) * member.sum(1, keepdims=True)
+    shift = matmul(member.T, centred) / jnp.maximum(count, 1)[:, None]
+    residual = (centred - matmul(member, shift)) * member.sum(1, keepdims=True)
     if cfg.covariance == "shared":
-        scatter = _matmul(residual.T, residual)
+        scatter = matmul(residual.T, residual)
     else:
         by_class = (member[:, :, None] * residual[:, None]).reshape(len(x), -1)
-        scatter = _matmul(by_class.T, residual).reshape(cfg.num_classes, cfg.num_dims, cfg.num_dims)
+        scatter = matmul(by_class.T, residual).reshape(cfg.num_classes, cfg.num_dims, cfg.num_dims)
     return Moments(count, jnp.where(count[:, None] > 0, origin + shift, 0), scatter)
 
 
-def _merge(first, second):
-    """Moments of two sets of examples together."""
-    examples = first.examples + second.examples
-    share = second.examples / jnp.maximum(examples, 1)
-    apart = second.mean - first.mean
-    weighted = (first.examples * share)[:, None] * apart
-    if first.scatter.ndim == 2:
-        between = _matmul(weighted.T, apart)
-    else:
-        between = weighted[:, :, None] * apart[:, None]
-    mean = first.mean + share[:, None] * apart
-    return Moments(examples, mean, first.scatter + second.scatter + between)
-
-
-def _params(moments, cfg):
-    """What the moments give; without data equal weights and unit covariances."""
-    count, mean, scatter = moments
+def _params(found, cfg):
+    """The parameters that moments determine; without data equal weights and unit covariances."""
+    count, mean, scatter = found
     total, k, d = count.sum(), cfg.num_classes, cfg.num_dims
     if cfg.covariance == "shared":
         examples, divisor = total, total - k * (cfg.ddof == "unbiased")
@@ -256,23 +238,10 @@ def _params(moments, cfg):
 
 def _log_joint(x, params, cfg):
     """log p(x, c) of x (B, D), (B, K)."""
-    shared = cfg.covariance == "shared"
-    mixture = gmm.Config(
-        shape=cfg.shape, num_components=cfg.num_classes, covariance="tied" if shared else "full"
-    )
-    origin = params.weights @ params.means
-    densities = gmm.log_densities(x - origin, params.means - origin, params.covariances, mixture)
-    return jnp.log(params.weights) + densities
-
-
-def _no_moments(cfg, dtype):
-    k, d = cfg.num_classes, cfg.num_dims
-    scatter = (d, d) if cfg.covariance == "shared" else (k, d, d)
-    return Moments(jnp.zeros(k, dtype), jnp.zeros((k, d), dtype), jnp.zeros(scatter, dtype))
-
-
-def _matmul(a, b):
-    return jnp.matmul(a, b, precision="highest")
+    weights, means, covariances = params
+    origin = weights @ means
+    densities = gaussians.log_densities(x - origin, means - origin, covariances, cfg.kind)
+    return jnp.log(weights) + densities
 
 
 def _flat(x):

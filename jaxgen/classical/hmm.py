@@ -2,31 +2,36 @@
 
 A Markov chain over K hidden states, z_1 ~ pi, z_t ~ A[z_{t-1}], emits x_t ~ p(x | z_t). Everything is
 computed from a table of emission log-likelihoods (T, K), by `forward`, `smooth`, `viterbi` and
-`posterior_sample`. Emissions are categorical, or mixtures of Gaussians (one by default).
+`posterior_sample`. A state emits symbols (`Categorical`) or vectors from a mixture of Gaussians (`Gaussian`).
 
-Baum-Welch is expectation maximisation: expected counts of starts, moves and emissions, normalised. `fit` runs
-it to convergence in one compiled loop; `train_step` averages the counts of batches over time (Cappe 2011).
-Sequences of unequal length are padded at the end and masked.
+Baum-Welch is expectation maximisation: expected counts of starts, moves and emissions are normalised. `fit`
+runs it to convergence in one compiled loop; `train_step` averages the counts of batches over time (Cappe
+2011). Sequences of different lengths are padded at the end and masked.
 
 Departs from the textbook: Dirichlet pseudo-counts make it a maximum a posteriori fit; probabilities that are
-zero stay zero, which is how a left-to-right model keeps its structure; a state nobody visits stays as it is.
+zero stay zero, which is how a left-to-right model keeps its structure; a state that is never visited keeps
+its parameters.
 """
 
 import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from jaxgen.classical import gmm
+from jaxgen.classical.emissions import Categorical as Categorical
+from jaxgen.classical.emissions import Emission, normalised
+from jaxgen.classical.emissions import Gaussian as Gaussian
+from jaxgen.classical.emissions import Gaussians as Gaussians
 from jaxgen.classical.forward_backward import forward as forward
 from jaxgen.classical.forward_backward import forward_associative as forward_associative
 from jaxgen.classical.forward_backward import posterior_sample as posterior_sample
 from jaxgen.classical.forward_backward import smooth as smooth
 from jaxgen.classical.forward_backward import viterbi as viterbi
-from jaxgen.types import Batch, Metrics, observed
+from jaxgen.types import Batch, Metrics
 
 
 @jax.tree_util.register_static
@@ -37,37 +42,19 @@ class Config:
     shape: tuple[int, ...] = (16,)
     """Shape of one sequence: (T,) symbols, or (T, D) vectors."""
     num_states: int = 4
-    """Hidden states."""
-    emission: Literal["categorical", "gaussian"] = "categorical"
+    """Number of hidden states."""
+    emission: Categorical | Gaussian | Emission = Categorical()
     """What a state emits: a symbol, or a vector."""
-    num_symbols: int = 3
-    """Categorical only: size of the alphabet."""
-    num_mixtures: int = 1
-    """Gaussian only: components in each state's mixture."""
-    covariance: Literal["full", "diagonal"] = "full"
-    """Gaussian only: of each component."""
-    regularization: float = 1e-3
-    """Gaussian only: added to the variances, in squared units of the data."""
     left_to_right: bool = False
-    """Start in the first state, and move only to the same or the next."""
+    """Start in the first state, and move only to the same state or the next one."""
     transition_prior: float = 0.0
-    """Pseudo-counts a sequence for every possible start and move."""
-    emission_prior: float = 0.0
-    """Categorical only: pseudo-counts a sequence for every symbol in every state."""
+    """Pseudo-counts per sequence for every possible start and move."""
     max_steps: int = 100
-    """Most EM steps of `fit`."""
+    """Maximum number of EM steps of `fit`."""
     tolerance: float = 1e-4
-    """`fit` stops when a step gains less than this in mean log-likelihood, nats a sequence."""
+    """`fit` stops when a step raises the mean log-likelihood of a sequence by less than this, in nats."""
     stepwise_power: float = 0.7
     """`train_step` gives the counts of step t the weight (t + 1)^-power, in (0.5, 1]; 0 forgets the past."""
-
-
-class Gaussians(NamedTuple):
-    """Mixtures of Gaussians, one for each state."""
-
-    weights: Array  # (K, M), rows sum to 1
-    means: Array  # (K, M, D)
-    covariances: Array  # (K, M, D, D) or diagonal (K, M, D)
 
 
 class Params(NamedTuple):
@@ -75,15 +62,15 @@ class Params(NamedTuple):
 
     initial: Array  # (K,)
     transition: Array  # (K, K), rows sum to 1
-    emission: Any  # (K, S), rows sum to 1, or Gaussians
+    emission: Any  # as the emission has them: (K, S), rows sum to 1, or Gaussians
 
 
 class Counts(NamedTuple):
-    """Expected counts, a sequence."""
+    """Expected counts."""
 
-    initial: Array  # (K,)
-    transition: Array  # (K, K)
-    emission: Any  # (K, S), or gmm.Moments of K M components
+    initial: Array  # (K,) per sequence
+    transition: Array  # (K, K) per sequence
+    emission: Any  # (K, S) per sequence, or Moments of K M Gaussians
 
 
 class State(NamedTuple):
@@ -93,6 +80,14 @@ class State(NamedTuple):
     key: Array
     params: Params
     counts: Counts  # averaged over the steps so far
+
+
+def from_data(dataset: Any, cfg: Config) -> Config:
+    """`cfg` with the number of symbols in `dataset`, where states emit symbols and it is not set."""
+    if not isinstance(cfg.emission, Categorical) or cfg.emission.num_symbols is not None:
+        return cfg
+    number = int(np.max(dataset[:]["tokens"])) + 1
+    return dataclasses.replace(cfg, emission=dataclasses.replace(cfg.emission, num_symbols=number))
 
 
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
@@ -105,25 +100,27 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     else:
         initial = jax.random.dirichlet(initial_key, jnp.ones(k))
         transition = jax.random.dirichlet(transition_key, jnp.ones(k), (k,))
-    if cfg.emission == "categorical":
-        emission: Any = jax.random.dirichlet(emission_key, jnp.ones(cfg.num_symbols), (k,))
-    else:
-        mixture = _mixture(cfg)
-        frames = None if batch is None else {"x": _sequences(batch, cfg).reshape(-1, mixture.num_dims)}
-        emission = _by_state(gmm.init(emission_key, mixture, frames).params, cfg)
+    frames = None if batch is None else _frames(cfg.emission.sequences(batch), cfg)
+    emission = cfg.emission.init(emission_key, k, frames, cfg.shape[1:])
     params = Params(initial, transition, emission)
-    return State(jnp.zeros((), jnp.int32), step_key, params, _zero_counts(params, cfg))
+    return State(jnp.zeros((), jnp.int32), step_key, params, _no_counts(params, cfg))
 
 
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
-    """One Baum-Welch step on "tokens" (B, T) or "x" (B, T, D) and "mask", if there is one.
+    """One Baum-Welch step on "tokens" (B, T) or "x" (B, T, D), and on "mask" if the batch has one.
 
-    "nll" is that before the step, in nats a sequence.
+    The metric "nll" is that before the step, in nats per sequence.
     """
-    counts, log_z = _expectation(_sequences(batch, cfg), batch.get("mask"), state.params, cfg, centred=False)
+    x = cfg.emission.sequences(batch)
+    new, log_z = _expectation(x, batch.get("mask"), state.params, cfg)
     rate = (state.step + 1.0) ** -cfg.stepwise_power
-    counts = jax.tree.map(lambda old, new: old + rate * (new - old), state.counts, counts)
-    params = _maximisation(counts, state.params, cfg, centred=False)
+    moved = lambda old, new: old + rate * (new - old)
+    counts = Counts(
+        moved(state.counts.initial, new.initial),
+        moved(state.counts.transition, new.transition),
+        cfg.emission.blend(state.counts.emission, new.emission, rate),
+    )
+    params = _maximisation(counts, state.params, cfg)
     return state._replace(step=state.step + 1, params=params, counts=counts), {"nll": -log_z.mean()}
 
 
@@ -132,12 +129,12 @@ def fit(
 ) -> State:
     """Baum-Welch on all sequences x, (N, T) symbols or (N, T, D) vectors, compiled as one loop.
 
-    Starts from `params`, or from `init` with `key` (`jax.random.key(0)` if not given). `mask` (N, T) is False
-    in padding. `state.step` counts the steps taken.
+    It is initialised from `params`, or by `init` with `key` (`jax.random.key(0)` if not given). `mask` (N, T)
+    is False in padding. `state.step` counts the steps taken.
 
     Raises:
         ValueError: x of another shape, symbols outside 0..num_symbols - 1, values that are not finite, an
-            empty sequence, or sequences the model cannot emit.
+            empty sequence, or sequences that are impossible under the model.
     """
     x = jnp.asarray(x)
     mask = None if mask is None else jnp.asarray(mask, bool)
@@ -154,18 +151,7 @@ def sample(key: Array, state: State, n: int, cfg: Config) -> Array:
     """n sequences of cfg.shape[0] steps, (n, *shape)."""
     path_key, emission_key = jax.random.split(key)
     path = sample_states(path_key, state, n, cfg)
-    emission = state.params.emission
-    if cfg.emission == "categorical":
-        return jax.random.categorical(emission_key, jnp.log(emission[path])).astype(jnp.int32)
-    mixture_key, noise_key = jax.random.split(emission_key)
-    component = jax.random.categorical(mixture_key, jnp.log(emission.weights[path]))
-    noise = jax.random.normal(noise_key, (*path.shape, emission.means.shape[-1]))
-    covariance = emission.covariances[path, component]
-    if cfg.covariance == "full":
-        noise = jnp.einsum("...de,...e->...d", jnp.linalg.cholesky(covariance), noise)
-    else:
-        noise = noise * jnp.sqrt(covariance)
-    return (emission.means[path, component] + noise).reshape(n, *cfg.shape)
+    return cfg.emission.draw(emission_key, state.params.emission, path).reshape(n, *cfg.shape)
 
 
 def sample_states(key: Array, state: State, n: int, cfg: Config) -> Array:
@@ -187,12 +173,14 @@ def log_prob(state: State, x: Array, cfg: Config, mask: Array | None = None) -> 
     return _over_sequences(forward, state.params, _tables(state.params, x, cfg), mask)[0]
 
 
+def measure(cfg: Config) -> str:
+    """What `log_prob` is of: symbols or real numbers."""
+    return cfg.emission.measure
+
+
 def log_likelihoods(params: Params, x: Array, cfg: Config) -> Array:
     """The table log p(x_t | z_t = k) of one sequence x, (T,) or (T, D): (T, K), -inf for unknown symbols."""
-    if cfg.emission == "categorical":
-        known = (x >= 0) & (x < cfg.num_symbols)
-        return jnp.where(known[:, None], jnp.log(params.emission).T[x], -jnp.inf)
-    return _over_mixtures(_log_joint(params, x.reshape(len(x), -1), cfg))
+    return cfg.emission.log_likelihoods(params.emission, x)[0]
 
 
 def decode_states(state: State, x: Array, cfg: Config, mask: Array | None = None) -> Array:
@@ -202,18 +190,14 @@ def decode_states(state: State, x: Array, cfg: Config, mask: Array | None = None
 
 @functools.partial(jax.jit, static_argnums=4)
 def _fit(x, mask, params, key, cfg):
-    batch = {"tokens" if cfg.emission == "categorical" else "x": x}
-    batch |= {} if mask is None else {"mask": mask}
-    x = _sequences(batch, cfg)
+    batch = {"tokens" if len(cfg.shape) == 1 else "x": x} | ({} if mask is None else {"mask": mask})
+    x = cfg.emission.sequences(batch)
     start = init(key, cfg, batch).params if params is None else jax.tree.map(jnp.asarray, params)
 
     def body(carry):
         params, _, previous, _, steps = carry
-        counts, log_z = _expectation(x, mask, params, cfg, centred=True)
-        following = _maximisation(counts, params, cfg, centred=True)
-        if cfg.emission == "gaussian":
-            means = params.emission.means.reshape(counts.emission.first.shape)
-            counts = counts._replace(emission=gmm.about_zero(counts.emission, means, _mixture(cfg)))
+        counts, log_z = _expectation(x, mask, params, cfg)
+        following = _maximisation(counts, params, cfg)
         return following, counts, log_z.mean(), previous, steps + 1
 
     def unfinished(carry):
@@ -221,7 +205,7 @@ def _fit(x, mask, params, key, cfg):
         return (steps < cfg.max_steps) & ((steps < 2) | (current - previous >= cfg.tolerance))
 
     low = jnp.full((), -jnp.inf, start.initial.dtype)
-    carry = start, _zero_counts(start, cfg), low, low, jnp.int32(0)
+    carry = start, _no_counts(start, cfg), low, low, jnp.int32(0)
     found, counts, log_likelihood, _, steps = jax.lax.while_loop(unfinished, body, carry)
     return State(steps, key, found, counts), log_likelihood
 
@@ -237,91 +221,32 @@ def _tables(params, x, cfg):
     return jax.vmap(lambda x: log_likelihoods(params, x, cfg))(x)
 
 
-def _log_joint(params, frames, cfg):
-    """log p(x, m | k) of frames x (N, D) from mixture component m of state k, (N, K, M)."""
-    weights, means, covariances = params.emission
-    flat = lambda a: a.reshape(-1, *a.shape[2:])
-    densities = gmm.log_densities(frames, flat(means), flat(covariances), _mixture(cfg))
-    return densities.reshape(-1, *weights.shape) + jnp.log(weights)
-
-
-def _over_mixtures(log_joint):
-    return log_joint[..., 0] if log_joint.shape[-1] == 1 else jax.nn.logsumexp(log_joint, -1)
-
-
-def _expectation(x, mask, params, cfg, centred):
-    """Counts a sequence, and log p(x) (B,); Gaussian moments about the means if `centred`, else about 0."""
-    if cfg.emission == "categorical":
-        log_z, posterior, moves = _over_sequences(smooth, params, _tables(params, x, cfg), mask)
-        rows = posterior.reshape(-1, cfg.num_states)
-        emission = jax.ops.segment_sum(rows, x.reshape(-1), cfg.num_symbols).T / len(x)
-    else:
-        mixture = _mixture(cfg)
-        frames = x.reshape(-1, mixture.num_dims)
-        log_joint = _log_joint(params, frames, cfg)
-        tables = _over_mixtures(log_joint)
-        log_z, posterior, moves = _over_sequences(smooth, params, tables.reshape(*x.shape[:2], -1), mask)
-        rows = posterior.reshape(tables.shape)
-        if cfg.num_mixtures > 1:
-            rows = (rows[..., None] * jax.nn.softmax(log_joint, -1)).reshape(len(frames), -1)
-        means = params.emission.means.reshape(-1, mixture.num_dims)
-        origin = means if centred else jnp.zeros_like(means)
-        emission = jax.tree.map(lambda a: a / len(frames), gmm.moment_sums(frames, rows, origin, mixture))
+def _expectation(x, mask, params, cfg):
+    """Expected counts, and log p(x) (B,)."""
+    frames = _frames(x, cfg)
+    table, found = cfg.emission.log_likelihoods(params.emission, frames)
+    tables = table.reshape(*x.shape[:2], -1)
+    log_z, posterior, moves = _over_sequences(smooth, params, tables, mask)
+    posteriors = posterior.reshape(table.shape)
+    emission = cfg.emission.counts(params.emission, frames, posteriors, found, len(x))
     return Counts(posterior[:, 0].mean(0), moves.mean(0), emission), log_z
 
 
-def _maximisation(counts, previous, cfg, centred):
+def _maximisation(counts, previous, cfg):
     possible = lambda p: cfg.transition_prior * (p > 0)
-    initial = _rows(counts.initial + possible(previous.initial), previous.initial)
-    transition = _rows(counts.transition + possible(previous.transition), previous.transition)
-    if cfg.emission == "categorical":
-        emission = _rows(counts.emission + cfg.emission_prior, previous.emission)
-    else:
-        flat = lambda a: a.reshape(-1, *a.shape[2:])
-        before = gmm.Params(*map(flat, previous.emission))
-        origin = before.means if centred else jnp.zeros_like(before.means)
-        emission = _by_state(gmm.maximisation(counts.emission, origin, before, _mixture(cfg)), cfg)
-        weights = _rows(emission.weights, previous.emission.weights)
-        emission = emission._replace(weights=weights)
-    return Params(initial, transition, emission)
+    initial = normalised(counts.initial + possible(previous.initial), previous.initial)
+    transition = normalised(counts.transition + possible(previous.transition), previous.transition)
+    return Params(initial, transition, cfg.emission.maximisation(counts.emission, previous.emission))
 
 
-def _rows(counts, previous):
-    """Counts normalised along the last axis; rows without any stay as they were."""
-    total = counts.sum(-1, keepdims=True)
-    return jnp.where(total > 0, counts / jnp.where(total > 0, total, 1.0), previous)
+def _frames(x, cfg):
+    """All time steps of sequences (B, T, ...), one after the other, (B T, ...)."""
+    return x.reshape(-1, *cfg.shape[1:])
 
 
-def _sequences(batch, cfg):
-    """The batch's sequences; what fills the padding, NaN perhaps, gives way to their first frames."""
-    if cfg.emission == "categorical":
-        return batch["tokens"]
-    x = observed(batch)
-    return jnp.where(batch["mask"][..., None], x, x[:, :1]) if "mask" in batch else x
-
-
-def _mixture(cfg):
-    return gmm.Config(
-        shape=cfg.shape[1:],
-        num_components=cfg.num_states * cfg.num_mixtures,
-        covariance=cfg.covariance,
-        regularization=cfg.regularization,
-    )
-
-
-def _by_state(params, cfg):
-    shape = (cfg.num_states, cfg.num_mixtures)
-    weights, means, covariances = (a.reshape(*shape, *a.shape[1:]) for a in params)
-    weights = weights / jnp.maximum(weights.sum(1, keepdims=True), jnp.finfo(weights.dtype).tiny)
-    return Gaussians(weights, means, covariances)
-
-
-def _zero_counts(params, cfg):
-    zero = lambda a: jnp.zeros_like(a)
-    if cfg.emission == "categorical":
-        return jax.tree.map(zero, Counts(*params))
-    moments = gmm.zero_moments(_mixture(cfg), params.initial.dtype)
-    return Counts(zero(params.initial), zero(params.transition), moments)
+def _no_counts(params, cfg):
+    emission = cfg.emission.no_counts(params.emission)
+    return Counts(jnp.zeros_like(params.initial), jnp.zeros_like(params.transition), emission)
 
 
 def _check(x, mask, cfg):
@@ -331,9 +256,4 @@ def _check(x, mask, cfg):
         raise ValueError("a sequence of length 0 has no likelihood: leave it out")
     if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
         raise ValueError("the mask must be True up to each sequence's end and False after it")
-    if cfg.emission == "categorical":
-        seen = x[mask]
-        if not jnp.issubdtype(x.dtype, jnp.integer) or seen.min() < 0 or seen.max() >= cfg.num_symbols:
-            raise ValueError(f"symbols must be integers in 0..{cfg.num_symbols - 1}")
-    elif not bool(jnp.isfinite(x[mask]).all()):
-        raise ValueError("x has values that are not finite (NaN or infinity)")
+    cfg.emission.check(x[mask])

@@ -164,7 +164,7 @@ def test_rows_without_a_class_and_classes_without_rows(points):
     cfg = config(num_classes=4, covariance="per_class")
     state = gda.init(jax.random.key(0), cfg)
     state, _ = step(state, {"x": x, "label": np.where(label == 1, -1, label)}, cfg)
-    np.testing.assert_array_equal(state.moments.examples, [(label == 0).sum(), 0, (label == 2).sum(), 0])
+    np.testing.assert_array_equal(state.moments.weight, [(label == 0).sum(), 0, (label == 2).sum(), 0])
     np.testing.assert_allclose(state.params.means[2], x[label == 2].mean(0), rtol=1e-4)
     found = classify(state, x, cfg)
     assert (found[:, [1, 3]] == -jnp.inf).all()
