@@ -151,7 +151,7 @@ class Gaussian(Emission):
     def log_likelihoods(self, params: Gaussians, frames: Array) -> tuple[Array, Array]:
         """log p(x | z = k) of frames (N, *shape), (N, K), and log p(x, m | z = k), (N, K, M)."""
         x, (weights, means, covariances) = _flat(frames), params
-        log_joint = gaussians.log_densities(x, *map(_merged, (means, covariances)), self.covariance)
+        log_joint = gaussians.log_densities(x, _merged(means), _merged(covariances), self.covariance)
         log_joint = log_joint.reshape(-1, *weights.shape) + jnp.log(weights)
         one = self.num_mixtures == 1
         return log_joint[..., 0] if one else jax.nn.logsumexp(log_joint, -1), log_joint
@@ -159,7 +159,7 @@ class Gaussian(Emission):
     def no_counts(self, params: Gaussians) -> Moments:
         """The moments of no data."""
         means = _merged(params.means)
-        return gaussians.no_moments(*means.shape, self.covariance, means.dtype)
+        return gaussians.no_moments(len(means), means.shape[1], self.covariance, means.dtype)
 
     def counts(
         self, params: Gaussians, frames: Array, posterior: Array, found: Array, num_sequences: int
@@ -209,7 +209,7 @@ class Gaussian(Emission):
 
 
 def normalised(counts: Array, previous: Array) -> Array:
-    """Counts divided by their sum along the last axis; rows that sum to 0 are replaced by the previous ones."""
+    """Counts divided by their sum along the last axis; where that is 0, the previous values."""
     total = counts.sum(-1, keepdims=True)
     return jnp.where(total > 0, counts / jnp.where(total > 0, total, 1.0), previous)
 

@@ -91,6 +91,24 @@ def draw(key: Array, component: Array, means: Array, covariances: Array, covaria
     return means[component] + noise
 
 
+def of_classes(x: Array, member: Array, covariance: Covariance) -> Moments:
+    """Moments of x (N, D) by class, member (N, K) of 0 and 1; the mean of a class without examples is 0."""
+    d, (_, k) = x.shape[1], member.shape
+    weight, origin = member.sum(0), x.mean(0)
+    centred = x - origin
+    shift = matmul(member.T, centred) / jnp.maximum(weight, 1)[:, None]
+    residual = (centred - matmul(member, shift)) * member.sum(1, keepdims=True)
+    if covariance == "full":
+        by_class = (member[:, :, None] * residual[:, None]).reshape(len(x), -1)
+        scatter = matmul(by_class.T, residual).reshape(k, d, d)
+    elif covariance == "tied":
+        scatter = matmul(residual.T, residual)
+    else:
+        scatter = matmul(member.T, residual**2)
+        scatter = scatter.mean(1) if covariance == "spherical" else scatter
+    return Moments(weight, jnp.where(weight[:, None] > 0, origin + shift, 0.0), scatter)
+
+
 def moment_sums(x: Array, weights: Array, origin: Array, covariance: Covariance) -> Moments:
     """Sums over x (N, D) of r, r (x - o) and r (x - o)(x - o)' with weights r (N, K), about origins o (K, D).
 

@@ -25,7 +25,6 @@ from jax import Array
 
 from jaxgen import moments
 from jaxgen.classical import documents, gaussians
-from jaxgen.classical.gaussians import matmul
 from jaxgen.moments import Moments
 from jaxgen.types import Batch, Metrics, observed
 
@@ -206,17 +205,7 @@ def _fit(x, label, cfg):
 def _moments_of(x, label, cfg):
     """Moments of x (B, D) by label (B,)."""
     member = jax.nn.one_hot(label, cfg.num_classes, dtype=x.dtype)
-    origin = x.mean(0)
-    centred = x - origin
-    count = member.sum(0)
-    shift = matmul(member.T, centred) / jnp.maximum(count, 1)[:, None]
-    residual = (centred - matmul(member, shift)) * member.sum(1, keepdims=True)
-    if cfg.covariance == "shared":
-        scatter = matmul(residual.T, residual)
-    else:
-        by_class = (member[:, :, None] * residual[:, None]).reshape(len(x), -1)
-        scatter = matmul(by_class.T, residual).reshape(cfg.num_classes, cfg.num_dims, cfg.num_dims)
-    return Moments(count, jnp.where(count[:, None] > 0, origin + shift, 0), scatter)
+    return gaussians.of_classes(x, member, cfg.kind)
 
 
 def _params(found, cfg):

@@ -161,7 +161,7 @@ def bic(state: State, x: Array, cfg: Config) -> Array:
 
 
 def kmeans_plus_plus(key: Array, x: Array, num_centers: int) -> Array:
-    """K of the examples x (N, D), drawn in turn by their squared distance to the nearest one so far, (K, D)."""
+    """K of the examples x (N, D), drawn in turn by the squared distance to those drawn before, (K, D)."""
 
     def place(index, carry):
         centers, squared = carry

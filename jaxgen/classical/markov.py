@@ -2,18 +2,18 @@
 
     p(x) = prod_t p(x_t | x_{t-k}, ..., x_{t-1})
 
-The next symbol depends on the last k alone, so fitting is counting: n(c, s) times symbol s followed context
-c. Contexts at the start of a sequence are filled up with a start symbol, so that the table holds the law of
-the first symbols too. Probabilities are smoothed counts,
+The next symbol depends only on the last k, so fitting is counting: n(c, s) is how often symbol s followed
+context c. Contexts at the start of a sequence are padded with a start symbol, so that the table also holds
+the distribution of the first symbols. Probabilities are smoothed counts,
 
     p(s | c) = (n(c, s) + a S q(s)) / (n(c) + a S),
 
-with a the pseudo-counts a symbol and q uniform (Laplace's rule), or, with `backoff`, the law of the chain of
-order k - 1 in the same place, and so on down: what a context has not shown is taken from its shorter ending
-(MacKay & Peto 1995). `train_step` adds the counts of a batch; `fit` counts everything.
+with a the pseudo-counts per symbol and q uniform (Laplace's rule), or, with `backoff`, the distribution of
+the chain of order k - 1 at that place, and so on recursively: a context without data uses its shorter
+suffix (MacKay & Peto 1995). `train_step` adds the counts of a batch; `fit` counts everything.
 
-Departs from the textbook: past `max_rows`, contexts share rows of the table by a hash. They are then tied,
-and the model is still a normalised one.
+Departs from the textbook: if there are more than `max_rows` contexts, they share rows of the table by a hash.
+Their parameters are then tied, and the model is still normalised.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxgen.types import Batch, Metrics
@@ -34,20 +35,27 @@ class Config:
 
     shape: tuple[int, ...] = (16,)
     """Shape of one sequence: (T,) symbols."""
-    num_symbols: int = 3
-    """Size of the alphabet."""
+    num_symbols: int | None = None
+    """Size of the alphabet; by default that of the training data."""
     order: int = 1
-    """Symbols that the next one depends on; 0 for independent symbols."""
+    """Number of previous symbols that the next one depends on; 0 for independent symbols."""
     smoothing: float = 1.0
     """Pseudo-counts for each symbol in each context; 0 for maximum likelihood."""
     backoff: bool = False
-    """Spread the pseudo-counts as the next lower order would, instead of evenly."""
+    """Distribute the pseudo-counts by the chain of the next lower order instead of uniformly."""
     max_rows: int = 2**20
-    """Most rows of a table of counts; more contexts than that share them."""
+    """Maximum number of rows of a table of counts; more contexts than that share rows."""
+
+    @property
+    def size(self) -> int:
+        """The size of the alphabet. Raises ValueError if it is not known."""
+        if self.num_symbols is None:
+            raise ValueError("the size of the alphabet is not known: set num_symbols, or use `from_data`")
+        return self.num_symbols
 
     @property
     def orders(self) -> tuple[int, ...]:
-        """Those of the tables, the chain's own last."""
+        """The orders of the tables, that of the chain last."""
         return tuple(range(self.order + 1)) if self.backoff else (self.order,)
 
 
@@ -59,17 +67,24 @@ class State(NamedTuple):
     params: tuple[Array, ...]  # int32 counts (rows, S), one table for each of cfg.orders
 
 
+def from_data(dataset: Any, cfg: Config) -> Config:
+    """`cfg` with the number of symbols in `dataset`, if it is not set."""
+    if cfg.num_symbols is not None:
+        return cfg
+    return dataclasses.replace(cfg, num_symbols=int(np.max(dataset[:]["tokens"])) + 1)
+
+
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
-    """A chain that has seen nothing."""
+    """A chain without any counts. Raises ValueError if the number of symbols is not known."""
     del batch
-    tables = (jnp.zeros((_num_rows(order, cfg), cfg.num_symbols), jnp.int32) for order in cfg.orders)
+    tables = (jnp.zeros((_num_rows(order, cfg), cfg.size), jnp.int32) for order in cfg.orders)
     return State(jnp.zeros((), jnp.int32), key, tuple(tables))
 
 
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
-    """Adds the counts of "tokens" (B, T), where "mask" is True if there is one.
+    """Adds the counts of "tokens" (B, T), where "mask" is True if the batch has one.
 
-    "nll" is that before the step, in nats a sequence.
+    The metric "nll" is that before the step, in nats per sequence.
     """
     x, mask = batch["tokens"], batch.get("mask")
     nll = -log_prob(state, x, cfg, mask).mean()
@@ -90,8 +105,8 @@ def fit(x: Any, cfg: Config, mask: Any = None) -> State:
         raise ValueError(f"x must be (N, T) with a mask of its shape, not {x.shape}, {mask.shape}")
     if not isinstance(x, jax.core.Tracer):
         possible = jnp.issubdtype(x.dtype, jnp.integer)
-        if not possible or bool((mask & ((x < 0) | (x >= cfg.num_symbols))).any()):
-            raise ValueError(f"symbols must be integers in 0..{cfg.num_symbols - 1}")
+        if not possible or bool((mask & ((x < 0) | (x >= cfg.size))).any()):
+            raise ValueError(f"symbols must be integers in 0..{cfg.size - 1}")
         if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
             raise ValueError("the mask must be True up to each sequence's end and False after it")
     state = init(jax.random.key(0), cfg)
@@ -101,8 +116,8 @@ def fit(x: Any, cfg: Config, mask: Any = None) -> State:
 def sample(
     key: Array, state: State, n: int, cfg: Config, length: int | None = None, prompt: Any = ()
 ) -> Array:
-    """n sequences of `length` symbols, by default cfg.shape[0], that follow `prompt`: (n, length) int32."""
-    start = jnp.full(cfg.order, cfg.num_symbols, jnp.int32)
+    """n sequences of `length` symbols, by default cfg.shape[0], that continue `prompt`: (n, length) int32."""
+    start = jnp.full(cfg.order, cfg.size, jnp.int32)
     history = jnp.concatenate([start, jnp.asarray(prompt, jnp.int32).reshape(-1)])
     context = jnp.broadcast_to(history[len(history) - cfg.order :], (n, cfg.order))
 
@@ -117,19 +132,25 @@ def sample(
 def log_prob(state: State, x: Array, cfg: Config, mask: Array | None = None) -> Array:
     """Exact log p(x) of sequences x (B, T) in nats, (B,); -inf where a symbol is not in the alphabet."""
     law = predict(state, _contexts(x, cfg), cfg)
-    known = (x >= 0) & (x < cfg.num_symbols)
+    known = (x >= 0) & (x < cfg.size)
     symbol = jnp.where(known, x, 0)
     log_p = jnp.where(known, jnp.log(jnp.take_along_axis(law, symbol[..., None], -1)[..., 0]), -jnp.inf)
     return (log_p if mask is None else jnp.where(mask, log_p, 0.0)).sum(1)
 
 
-def predict(state: State, context: Array, cfg: Config) -> Array:
-    """p(next | context) of contexts (..., order), oldest first, S for what lies before the start: (..., S).
+def measure(cfg: Config) -> str:
+    """What `log_prob` is of: symbols."""
+    del cfg
+    return "symbols"
 
-    Without smoothing, a context never seen gets the law of the next lower order, or the uniform one.
+
+def predict(state: State, context: Array, cfg: Config) -> Array:
+    """p(next | context) of contexts (..., order), oldest symbol first, S before the start: (..., S).
+
+    Without smoothing, a context without counts gets the distribution of the next lower order, or the uniform.
     """
-    pseudo = cfg.smoothing * cfg.num_symbols
-    law = jnp.full((*context.shape[:-1], cfg.num_symbols), 1 / cfg.num_symbols)
+    pseudo = cfg.smoothing * cfg.size
+    law = jnp.full((*context.shape[:-1], cfg.size), 1 / cfg.size)
     for order, table in zip(cfg.orders, state.params, strict=True):
         counts = table[_row(context[..., cfg.order - order :], cfg)].astype(law.dtype)
         total = counts.sum(-1, keepdims=True) + pseudo
@@ -138,18 +159,18 @@ def predict(state: State, context: Array, cfg: Config) -> Array:
 
 
 def transition_matrix(state: State, cfg: Config) -> Array:
-    """p(next | last), (S, S), from row to column, of a chain of order 1.
+    """p(next | last) of a chain of order 1, (S, S), the last symbol in rows.
 
     Raises:
         ValueError: a chain of another order.
     """
     if cfg.order != 1:
-        raise ValueError(f"a chain of order {cfg.order} has no matrix of moves: use `predict`")
-    return predict(state, jnp.arange(cfg.num_symbols)[:, None], cfg)
+        raise ValueError(f"a chain of order {cfg.order} has no transition matrix: use `predict`")
+    return predict(state, jnp.arange(cfg.size)[:, None], cfg)
 
 
 def stationary(transition: Array) -> Array:
-    """The law pi = pi P of a chain that can reach every symbol from every other, (S,).
+    """The stationary distribution pi = pi P of an irreducible chain, (S,).
 
     From rows of P (S, S): pi (I - P + 11') = 1', which has one solution.
     """
@@ -158,20 +179,20 @@ def stationary(transition: Array) -> Array:
 
 
 def expected_stay(transition: Array) -> Array:
-    """Mean number of steps in a row that each symbol lasts, (S,): 1 / (1 - P_ii)."""
+    """Mean number of consecutive steps that a chain stays at each symbol, (S,): 1 / (1 - P_ii)."""
     return 1 / (1 - jnp.diagonal(transition))
 
 
 def num_free_parameters(cfg: Config) -> int:
     """S - 1 for each context of the chain's order, those at the start among them."""
-    contexts = sum(cfg.num_symbols**order for order in range(cfg.order + 1))
-    return min(contexts, cfg.max_rows) * (cfg.num_symbols - 1)
+    contexts = sum(cfg.size**order for order in range(cfg.order + 1))
+    return min(contexts, cfg.max_rows) * (cfg.size - 1)
 
 
 def bic(state: State, x: Array, cfg: Config, mask: Array | None = None) -> Array:
     """Bayesian information criterion of sequences x (N, T), (): lower is better (Schwarz 1978).
 
-    Of a fit with `smoothing=0`, a symbol is an observation.
+    It holds for a fit with `smoothing=0`; every symbol counts as an observation.
     """
     count = x.size if mask is None else mask.sum()
     return -2 * log_prob(state, x, cfg, mask).sum() + num_free_parameters(cfg) * jnp.log(count)
@@ -190,7 +211,7 @@ def choose_order(
 
 def _count(tables, x, mask, cfg):
     """The tables with the counts of x (B, T) added."""
-    counted = (x >= 0) & (x < cfg.num_symbols)
+    counted = (x >= 0) & (x < cfg.size)
     counted = (counted if mask is None else counted & mask).astype(jnp.int32)
     contexts = _contexts(x, cfg)
     return tuple(
@@ -201,14 +222,14 @@ def _count(tables, x, mask, cfg):
 
 def _contexts(x, cfg):
     """The symbols before each of x (B, T), oldest first, (B, T, order)."""
-    padded = jnp.pad(x, ((0, 0), (cfg.order, 0)), constant_values=cfg.num_symbols)
+    padded = jnp.pad(x, ((0, 0), (cfg.order, 0)), constant_values=cfg.size)
     before = [padded[:, lag : lag + x.shape[1]] for lag in range(cfg.order)]
     return jnp.stack(before, -1) if before else jnp.zeros((*x.shape, 0), x.dtype)
 
 
 def _row(context, cfg):
     """Row of the table that each context (..., order) counts in."""
-    size, order = cfg.num_symbols + 1, context.shape[-1]
+    size, order = cfg.size + 1, context.shape[-1]
     if size**order <= cfg.max_rows:
         return (context * jnp.array([size**place for place in range(order)][::-1], jnp.int32)).sum(-1)
     code = jnp.full(context.shape[:-1], 2166136261, jnp.uint32)  # the hash of Fowler, Noll & Vo
@@ -218,4 +239,4 @@ def _row(context, cfg):
 
 
 def _num_rows(order, cfg):
-    return min((cfg.num_symbols + 1) ** order, cfg.max_rows)
+    return min((cfg.size + 1) ** order, cfg.max_rows)

@@ -17,8 +17,12 @@ MASK = np.arange(9) < LENGTHS[:, None]
 X = np.where(MASK, np.random.default_rng(0).integers(0, 3, (5, 9)), -1)
 
 
+SMALL = markov.Config()
+DATA = "weather"
+
+
 def config(**options):
-    return markov.Config(shape=(9,), **options)
+    return markov.Config(shape=(9,), num_symbols=3, **options)
 
 
 def by_hand(cfg):
@@ -142,6 +146,15 @@ def test_backing_off_helps_where_contexts_are_new():
     assert nll[0] < nll[1] - 0.5
 
 
+def test_the_alphabet_is_that_of_the_data():
+    cfg = markov.from_data(data.load("weather"), markov.Config())
+    assert cfg.num_symbols == 3
+    assert markov.from_data(data.load("weather"), markov.Config(num_symbols=5)).num_symbols == 5
+    assert markov.init(jax.random.key(0), cfg).params[0].shape == (4, 3)
+    with pytest.raises(ValueError, match="set num_symbols"):
+        markov.init(jax.random.key(0), markov.Config())
+
+
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"symbols must be integers in 0\.\.2"):
         markov.fit(X, config())
@@ -151,7 +164,7 @@ def test_bad_input_is_named():
         markov.fit(np.abs(X), config(), MASK[:, ::-1])
     with pytest.raises(ValueError, match="x must be"):
         markov.fit(X[0], config())
-    with pytest.raises(ValueError, match="order 2 has no matrix"):
+    with pytest.raises(ValueError, match="order 2 has no transition matrix"):
         markov.transition_matrix(markov.init(jax.random.key(0), config(order=2)), config(order=2))
     state = markov.fit(X, config(), MASK)
     assert (markov.log_prob(state, jnp.array([[0, 3], [-1, 0]]), config()) == -jnp.inf).all()
