@@ -13,26 +13,13 @@ from jaxgen import data, plot, script, types
 from jaxgen.run import checkpoint, directory
 from jaxgen.script import report, systems
 
-CAPABILITIES = [
-    "loss",
-    "log_prob",
-    "elbo",
-    "iwae",
-    "encode",
-    "decode",
-    "reconstruct",
-    "classify",
-    "translate",
-    "score",
-]
-
 Run = Annotated[Path, tyro.conf.Positional]
 
 
 def list_families() -> None:
     """List the families of the package and what each can do."""
     for name, family in types.families().items():
-        can = [capability for capability in CAPABILITIES if hasattr(family, capability)]
+        can = types.capabilities(family)
         summary = (family.__doc__ or "").splitlines()[0]
         print(f"{name.removeprefix('jaxgen.'):24} {summary}\n{'':24} sample {' '.join(can)}")
 

@@ -12,14 +12,13 @@ import pytest
 
 import jaxgen
 from experiments import table
-from jaxgen import cli, types
+from jaxgen import types
 from jaxgen.script.result import file_name
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 RESULTS = sorted((ROOT / "experiments" / "results").glob("*/result.json"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
-CAPABILITIES = ["sample", *cli.CAPABILITIES]
 
 
 def test_the_tables_are_those_of_the_results():
@@ -48,7 +47,7 @@ def test_readme_lists_every_family_with_what_it_can_do():
     assert set(rows) == {name.removeprefix("jaxgen.") for name in families}
     for name, family in families.items():
         said = re.findall(r"`(\w+)`", rows[name.removeprefix("jaxgen.")])
-        assert said == [capability for capability in CAPABILITIES if hasattr(family, capability)]
+        assert said == ["sample", *types.capabilities(family)]
 
 
 def test_ci_runs_the_commands_of_readme():

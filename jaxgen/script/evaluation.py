@@ -12,6 +12,7 @@ from jaxgen.evaluation import likelihood, samples
 from jaxgen.evaluation.metric import Metric
 from jaxgen.run import directory
 from jaxgen.script import report
+from jaxgen.types import HasElbo, HasIwae, HasLogProb
 
 Evaluate = Callable[..., dict[str, Metric]]
 """(key, state, train, test, cfg, folder) -> metrics on held-out data; may leave pictures in the folder."""
@@ -79,11 +80,11 @@ def likelihoods(
     "nll_iwae_<num_samples>" where there is an `iwae`, a tighter one. `likelihood.reported` has their units.
     """
     functions: dict[str, Callable[[Array, Array], Array]] = {}
-    if hasattr(family, "log_prob"):
+    if isinstance(family, HasLogProb):
         functions["nll"] = lambda key, x: family.log_prob(state, x, cfg)
-    if hasattr(family, "elbo"):
+    if isinstance(family, HasElbo):
         functions["negative_elbo"] = lambda key, x: family.elbo(key, state, x, cfg)
-    if hasattr(family, "iwae"):
+    if isinstance(family, HasIwae):
         functions[f"nll_iwae_{num_samples}"] = lambda key, x: family.iwae(key, state, x, cfg, num_samples)
     found: dict[str, Metric] = {}
     for name, function in functions.items():

@@ -15,8 +15,9 @@ import jaxgen
 from jaxgen import cli, data, types
 from jaxgen.autoencoder import vae
 from jaxgen.evaluation import likelihood
+from jaxgen.evaluation.metric import metric
 from jaxgen.run import checkpoint, directory
-from jaxgen.script import likelihoods, result
+from jaxgen.script import likelihoods, report, result, systems
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "experiments" / "autoencoder.py"
@@ -129,8 +130,8 @@ def test_a_run_loads_and_the_numbers_come_again(finished):
     key = jax.random.fold_in(jax.random.key(0), 1)
     metrics = likelihoods(key, family, state, data.load("digits", "test"), cfg, 1000)
     written = json.loads((folder / "run" / "report.json").read_text())["metrics"]
-    for name, metric in metrics.items():
-        assert metric["value"] == pytest.approx(written[name]["value"], rel=1e-5)
+    for name, found in metrics.items():
+        assert found["value"] == pytest.approx(written[name]["value"], rel=1e-5)
 
 
 def test_the_jaxgen_command_lists_samples_evaluates_and_reports(finished, capsys):
@@ -246,4 +247,47 @@ def test_a_config_of_another_version_is_one_line(tmp_path):
     description["config"]["gone"] = 1
     directory.write_text(tmp_path / "config.json", json.dumps(description))
     with pytest.raises(jaxgen.RunError, match="does not fit this version"):
+        jaxgen.load(tmp_path)
+
+
+def test_a_run_knows_its_system_and_is_evaluated_as_its_script_does(finished, capsys):
+    folder, _ = finished
+    assert directory.read_description(folder / "run")["about"]["system"] == "experiments.autoencoder:vae"
+    assert systems.of_run(folder / "run").paper == "Kingma & Welling 2014"
+    pictures = folder / "run" / "reconstructions.png"
+    pictures.unlink()
+    cli.main(["evaluate", str(folder / "run"), "--num-samples", "0"])
+    assert pictures.exists()  # the default evaluation draws none
+    assert "nll_iwae_1000" in capsys.readouterr().out
+
+
+def test_a_report_is_never_replaced_by_a_poorer_one(tmp_path):
+    directory.write_text(tmp_path / "config.json", json.dumps(directory.describe(vae, vae.Config())))
+    two = {"first": metric(1.0, "nats", 10), "second": metric(2.0, "nats", 10)}
+    report.write(tmp_path, two, step=5)
+    assert report.kept(tmp_path, 5) == two
+    assert report.kept(tmp_path, 6) == {}
+    assert json.loads((tmp_path / "report-5.json").read_text())["metrics"] == two
+
+
+@pytest.mark.parametrize("name", ["no.such.module:vae", "subprocess:Popen", "jaxgen.values:Adam", ""])
+def test_a_run_of_an_unknown_system_has_none(tmp_path, name):
+    description = directory.describe(vae, vae.Config(), about={"system": name})
+    directory.write_text(tmp_path / "config.json", json.dumps(description))
+    assert systems.of_run(tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["subprocess", "jaxgen.values", "no_such_package.model"])
+def test_a_run_of_no_family_is_refused(tmp_path, name):
+    description = directory.describe(vae, vae.Config()) | {"family": name}
+    directory.write_text(tmp_path / "config.json", json.dumps(description))
+    with pytest.raises(jaxgen.RunError, match=name):
+        jaxgen.load(tmp_path)
+
+
+def test_a_part_of_a_stranger_is_refused_by_load(tmp_path):
+    description = directory.describe(vae, vae.Config())
+    description["config"]["optimizer"] = {"is": "subprocess:Popen", "args": ["true"]}
+    directory.write_text(tmp_path / "config.json", json.dumps(description))
+    with pytest.raises(jaxgen.RunError, match="subprocess"):
         jaxgen.load(tmp_path)
