@@ -92,7 +92,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     del batch
     _check(cfg)
     params_key, step_key = jax.random.split(key)
-    params = networks.init(params_key, cfg, _num_outputs(cfg))
+    params = networks.init(params_key, cfg, _num_outputs(cfg), jnp.int32)
     ema = jax.tree.map(jnp.copy, params)
     opt_state = values.gradient_transformation(cfg.optimizer).init(params)
     return State(jnp.zeros((), jnp.int32), step_key, params, opt_state, ema)

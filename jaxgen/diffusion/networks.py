@@ -160,8 +160,8 @@ def of(cfg: Any, num_outputs: int = 1) -> nn.Module:
     return values.filled(cfg.network, num_outputs=num_outputs, num_labels=num_labels, dtype=cfg.dtype)
 
 
-def init(key: Array, cfg: Any, num_outputs: int = 1) -> Any:
-    """The parameters of a fresh network.
+def init(key: Array, cfg: Any, num_outputs: int = 1, time: Any = jnp.float32) -> Any:
+    """The parameters of a fresh network, for times of the dtype `time`.
 
     Raises ValueError for a shape that the network cannot take, and for a conditional model of data without
     labels.
@@ -171,7 +171,7 @@ def init(key: Array, cfg: Any, num_outputs: int = 1) -> Any:
             "a conditional model needs labels: this data set has none, or num_classes is not set"
         )
     label = jnp.zeros(1, jnp.int32) if cfg.conditional else None
-    inputs = jnp.zeros((1, *cfg.shape)), jnp.zeros(1), label, False
+    inputs = jnp.zeros((1, *cfg.shape)), jnp.zeros(1, time), label, False
     return of(cfg, num_outputs).init(key, *inputs).get("params", {})
 
 
