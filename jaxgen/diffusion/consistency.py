@@ -14,8 +14,8 @@ along the flow of a trained `edm` takes x. The levels grow in number with time: 
 far ones what to start from.
 
 The defaults are the recipe of Song & Dhariwal 2024: levels double in number, s is log-normal, w is one over
-s - s', and f_ has the parameters being trained. The first paper trains by curriculum `Root(1, 150)`
- and target_decay 0.9, distils with 17 intervals throughout, both with uniform levels and weights.
+s - s', and f_ has the parameters being trained. The first paper trains by curriculum `Root()` and
+with target_decay 0.9, distils with 17 intervals throughout, both with uniform levels and weights.
 
 Departs from the papers: Adam, not rectified; no learned distance of pictures. The level is embedded by the
 sinusoids of `edm`, but of 10 c_noise in place of 1000: neighbours agree the sooner the smoother f is in s.
@@ -24,7 +24,7 @@ sinusoids of `edm`, but of 10 c_noise in place of 1000: neighbours agree the soo
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,28 +34,10 @@ from jax import Array
 
 from jaxgen import distributions, values
 from jaxgen.diffusion import edm, guidance, networks, scan, schedules
-from jaxgen.diffusion.curricula import Doubling, Fixed, LogNormal, Root, Uniform
+from jaxgen.diffusion.curricula import Distillation, Doubling, Fixed, LogNormal, Root, Training, Uniform
 from jaxgen.diffusion.guidance import Label
 from jaxgen.diffusion.processes import spread
 from jaxgen.types import Batch, Metrics, observed
-
-
-@dataclasses.dataclass(frozen=True)
-class Training(values.Value):
-    """Learn from data alone: neighbours are the same data with the same noise at two levels."""
-
-    has_teacher: ClassVar[bool] = False
-
-    embedding_scale: float = 10.0
-    """The network is told c_noise times this: the larger, the better it can tell levels apart."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Distillation(values.Value):
-    """Learn from the flow of a teacher, which `distil` puts into the state: neighbours lie on its path."""
-
-    has_teacher: ClassVar[bool] = True
-    embedding_scale: ClassVar[float] = 1000.0  # what the teacher's network was told
 
 
 @jax.tree_util.register_static
@@ -239,21 +221,14 @@ def sample(
 
 
 def trajectory(
-    key: Array,
-    state: State,
-    n: int,
-    cfg: Config,
-    label: Label = None,
-    *,
-    frames: int = 1,
-    steps: int | None = None,
-    levels: Any = None,
+    key: Array, state: State, n: int, cfg: Config, label: Label = None, *, frames: int = 1, **options: Any
 ) -> Array:
     """What the calls for the draws that `sample` returns give one after another, those being the last.
 
-    (frames, n, *shape). Raises ValueError as `sample` does, and for more frames than steps.
+    (frames, n, *shape). The options are those of `sample`. Raises ValueError as `sample` does, and for more
+    frames than calls.
     """
-    return _path(key, state, n, cfg, label, steps, levels).frames(frames)
+    return _path(key, state, n, cfg, label, **options).frames(frames)
 
 
 def function(state: State, cfg: Config, label: Label = None) -> Callable[[Array, Array], Array]:
@@ -285,7 +260,7 @@ def multistep(
     return scan.Path(step, x, {"level": levels, "added": np.sqrt(levels**2 - smallest**2)})
 
 
-def _path(key, state, n, cfg, label, steps, levels):
+def _path(key, state, n, cfg, label, steps=None, levels=None):
     noise_key, label_key = jax.random.split(key)
     if levels is None:
         steps = 1 if steps is None else steps

@@ -1,14 +1,32 @@
-"""How `consistency` is trained: how many noise levels there are at a step, and how often each is met."""
+"""How `consistency` is trained: what from, on how many noise levels at a step, and how often on each."""
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxgen import values
+
+
+@dataclasses.dataclass(frozen=True)
+class Training(values.Value):
+    """Learn from data alone: neighbours are the same data with the same noise at two levels."""
+
+    has_teacher: ClassVar[bool] = False
+
+    embedding_scale: float = 10.0
+    """The network is told c_noise times this: the larger, the better it can tell levels apart."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation(values.Value):
+    """Learn from the flow of a teacher, which `distil` puts into the state: neighbours lie on its path."""
+
+    has_teacher: ClassVar[bool] = True
+    embedding_scale: ClassVar[float] = 1000.0  # what the teacher's network was told
 
 
 @dataclasses.dataclass(frozen=True)

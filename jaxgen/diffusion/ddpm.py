@@ -29,8 +29,8 @@ import optax
 from jax import Array
 
 from jaxgen import distributions, values
-from jaxgen.diffusion import bound, guidance, networks, processes, samplers, scan, schedules
-from jaxgen.diffusion.guidance import Label, guided
+from jaxgen.diffusion import bound, networks, processes, samplers, scan, schedules
+from jaxgen.diffusion.guidance import Label, drawn, dropped, guided, labels
 from jaxgen.diffusion.objectives import Bound, Hybrid, Simple
 from jaxgen.diffusion.samplers import DDIM, DDPM, DPMSolverPP, Heun
 from jaxgen.diffusion.schedules import Cosine, Linear, Quadratic, Sigmoid
@@ -113,7 +113,7 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Met
     t = jnp.minimum(jnp.int32(cfg.num_steps * (offset % 1.0)), cfg.num_steps - 1)
     noise = jax.random.normal(noise_key, x0.shape)
     x_t = processes.q_sample(gaussian, x0, t, noise)
-    prediction, v = _predict(params, x_t, t, guidance.dropped(label_key, batch, cfg), cfg, dropout_key)
+    prediction, v = _predict(params, x_t, t, dropped(label_key, batch, cfg), cfg, dropout_key)
     alpha, sigma = (processes.spread(level, x0) for level in processes.levels(gaussian, t))
     difference = prediction - processes.join(x0, noise, alpha, sigma, cfg.target)
     mse = distributions.sum_per_example(difference**2) / x0[0].size
@@ -168,22 +168,14 @@ def sample(
 
 
 def trajectory(
-    key: Array,
-    state: State,
-    n: int,
-    cfg: Config,
-    label: Label = None,
-    *,
-    frames: int = 10,
-    sampler: Any = None,
-    steps: int | None = None,
-    guidance: Array | float | None = None,
+    key: Array, state: State, n: int, cfg: Config, label: Label = None, *, frames: int = 10, **options: Any
 ) -> Array:
     """States on the way from noise to the draws that `sample` returns, which are the last of them.
 
-    (frames, n, *shape). Raises ValueError as `sample` does, and for more frames than steps.
+    (frames, n, *shape). The options are those of `sample`. Raises ValueError as `sample` does, and for more
+    frames than steps.
     """
-    return _path(key, state, n, cfg, label, sampler, steps, guidance).frames(frames)
+    return _path(key, state, n, cfg, label, **options).frames(frames)
 
 
 def predictor(
@@ -256,7 +248,7 @@ def score(state: State, x: Array, cfg: Config) -> Array:
         noise = jnp.broadcast_to(noise, x.shape)
         t = jnp.full(x.shape[0], t)
         x_t = processes.q_sample(gaussian, x, t, noise)
-        prediction, _ = _predict(state.ema, x_t, t, guidance.spread(None, x.shape[0], cfg), cfg)
+        prediction, _ = _predict(state.ema, x_t, t, labels(None, x.shape[0], cfg), cfg)
         eps = processes.convert(gaussian, prediction, x_t, t, cfg.target, "eps")
         return distributions.sum_per_example((eps - noise) ** 2) / x[0].size
 
@@ -269,7 +261,7 @@ def _drawn_term(key, state, x, t, label, cfg):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, t * x.shape[0] + jnp.arange(x.shape[0]))
     noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
     x_t = processes.q_sample(gaussian, x, t, noise)
-    prediction, v = _predict(state.ema, x_t, t, guidance.spread(label, x.shape[0], cfg), cfg)
+    prediction, v = _predict(state.ema, x_t, t, labels(label, x.shape[0], cfg), cfg)
     return _term(gaussian, prediction, v, x, x_t, t, cfg)
 
 
@@ -283,13 +275,13 @@ def _exponent(v):
     return None if v is None else 0.5 * (v + 1)
 
 
-def _path(key, state, n, cfg, label, sampler, steps, guidance_scale):
+def _path(key, state, n, cfg, label, sampler=None, steps=None, guidance=None):
     start_key, noise_key, label_key = jax.random.split(key, 3)
     if steps is not None and steps > cfg.num_steps:
         raise ValueError(f"cannot sample in {steps} steps: the process has {cfg.num_steps}")
     sampler = scan.with_steps(cfg.sampler if sampler is None else sampler, steps)
-    label = guidance.drawn(label_key, label, n, cfg)
-    model = predictor(state, cfg, label, guidance_scale, exponent=cfg.variance == "learned")
+    label = drawn(label_key, label, n, cfg)
+    model = predictor(state, cfg, label, guidance, exponent=cfg.variance == "learned")
     x = jax.random.normal(start_key, (n, *cfg.shape))
     options = {"target": cfg.target, "variance": cfg.variance, "clip": 1.0 if cfg.levels else None}
     return sampler(model, x, process(cfg), noise_key, **options)

@@ -24,8 +24,8 @@ import optax
 from jax import Array
 
 from jaxgen import distributions, values
-from jaxgen.diffusion import guidance, networks, samplers, scan, schedules
-from jaxgen.diffusion.guidance import Label, guided
+from jaxgen.diffusion import networks, samplers, scan, schedules
+from jaxgen.diffusion.guidance import Label, drawn, dropped, guided
 from jaxgen.diffusion.level_samplers import Ancestral, Heun
 from jaxgen.diffusion.processes import spread
 from jaxgen.types import Batch, Metrics, observed
@@ -117,7 +117,7 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Met
     count = y.shape[0]
     level = jnp.exp(cfg.log_level_mean + cfg.log_level_std * jax.random.normal(level_key, (count,)))
     x = y + spread(level, y) * jax.random.normal(noise_key, y.shape)
-    error = _denoise(params, x, level, guidance.dropped(label_key, batch, cfg), cfg, dropout_key) - y
+    error = _denoise(params, x, level, dropped(label_key, batch, cfg), cfg, dropout_key) - y
     mse = distributions.sum_per_example(error**2) / y[0].size
     value = (mse / preconditioners(level, cfg)[1] ** 2).mean()
     return value, {"loss": value, "mse": mse.mean()}
@@ -161,22 +161,14 @@ def sample(
 
 
 def trajectory(
-    key: Array,
-    state: State,
-    n: int,
-    cfg: Config,
-    label: Label = None,
-    *,
-    frames: int = 10,
-    sampler: Any = None,
-    steps: int | None = None,
-    guidance: Array | float | None = None,
+    key: Array, state: State, n: int, cfg: Config, label: Label = None, *, frames: int = 10, **options: Any
 ) -> Array:
     """States on the way from noise to the draws that `sample` returns, which are the last of them.
 
-    (frames, n, *shape). Raises ValueError as `sample` does, and for more frames than steps.
+    (frames, n, *shape). The options are those of `sample`. Raises ValueError as `sample` does, and for more
+    frames than steps.
     """
-    return _path(key, state, n, cfg, label, sampler, steps, guidance).frames(frames)
+    return _path(key, state, n, cfg, label, **options).frames(frames)
 
 
 def denoiser(
@@ -205,10 +197,10 @@ def score(state: State, x: Array, cfg: Config) -> Array:
     return -jax.lax.map(error, data_std(cfg) * jnp.asarray(SCORE_LEVELS)).mean(0)
 
 
-def _path(key, state, n, cfg, label, sampler, steps, guidance_scale):
+def _path(key, state, n, cfg, label, sampler=None, steps=None, guidance=None):
     start_key, noise_key, label_key = jax.random.split(key, 3)
     sampler = scan.with_steps(cfg.sampler if sampler is None else sampler, steps)
-    model = denoiser(state, cfg, guidance.drawn(label_key, label, n, cfg), guidance_scale)
+    model = denoiser(state, cfg, drawn(label_key, label, n, cfg), guidance)
     levels = schedules.karras(sampler.steps, cfg.smallest_level, cfg.largest_level, cfg.exponent)
     x = levels[0] * jax.random.normal(start_key, (n, *cfg.shape))
     return sampler(model, x, levels, noise_key)

@@ -22,8 +22,8 @@ import optax
 from jax import Array
 
 from jaxgen import distributions, values
-from jaxgen.diffusion import bound, guidance, networks, ode, scan
-from jaxgen.diffusion.guidance import Label, guided
+from jaxgen.diffusion import bound, networks, ode, scan
+from jaxgen.diffusion.guidance import Label, drawn, dropped, guided, labels
 from jaxgen.diffusion.ode import RK4, Euler, Heun, Midpoint
 from jaxgen.diffusion.processes import spread
 from jaxgen.types import Batch, Metrics, observed
@@ -110,7 +110,7 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Met
     if cfg.times == "logit_normal":
         t = jax.nn.sigmoid(jax.random.normal(time_key, (count,)))
     x_t = (1 - spread(t, x)) * noise + spread(t, x) * x
-    label = guidance.dropped(label_key, batch, cfg)
+    label = dropped(label_key, batch, cfg)
     error = _predict(params, x_t, t, label, cfg, dropout_key) - (x - noise)
     value = (distributions.sum_per_example(error**2) / x[0].size).mean()
     cost = (distributions.sum_per_example((x - noise) ** 2) / x[0].size).mean()
@@ -172,22 +172,14 @@ def sample(
 
 
 def trajectory(
-    key: Array,
-    state: State,
-    n: int,
-    cfg: Config,
-    label: Label = None,
-    *,
-    frames: int = 10,
-    sampler: Any = None,
-    steps: int | None = None,
-    guidance: Array | float | None = None,
+    key: Array, state: State, n: int, cfg: Config, label: Label = None, *, frames: int = 10, **options: Any
 ) -> Array:
     """States on the way from noise to the draws that `sample` returns, which are the last of them.
 
-    (frames, n, *shape). Raises ValueError as `sample` does, and for more frames than steps.
+    (frames, n, *shape). The options are those of `sample`. Raises ValueError as `sample` does, and for more
+    frames than steps.
     """
-    return _path(key, state, n, cfg, label, sampler, steps, guidance).frames(frames)
+    return _path(key, state, n, cfg, label, **options).frames(frames)
 
 
 def flow(
@@ -214,7 +206,7 @@ def reflow(key: Array, state: State, n: int, cfg: Config, label: Label = None, *
     noise = jax.random.normal(key, (n, *cfg.shape))
     name = "image" if len(cfg.shape) == 3 else "x"
     pairs = {"noise": noise, name: flow(state, noise, cfg, label, **options)}
-    return {**pairs, "label": guidance.spread(label, n, cfg)} if cfg.conditional else pairs
+    return {**pairs, "label": labels(label, n, cfg)} if cfg.conditional else pairs
 
 
 def velocity(
@@ -261,16 +253,16 @@ def log_prob(
     return ode.log_prob(velocity(state, cfg, label), x, times, distributions.normal_log_prob, probes)
 
 
-def _path(key, state, n, cfg, label, sampler, steps, guidance_scale):
+def _path(key, state, n, cfg, label, sampler=None, steps=None, guidance=None):
     noise_key, label_key = jax.random.split(key)
     noise = jax.random.normal(noise_key, (n, *cfg.shape))
-    label = guidance.drawn(label_key, label, n, cfg)
-    return _flow(state, noise, cfg, label, sampler, steps, guidance_scale)
+    label = drawn(label_key, label, n, cfg)
+    return _flow(state, noise, cfg, label, sampler, steps, guidance)
 
 
-def _flow(state, noise, cfg, label, sampler, steps, guidance_scale):
+def _flow(state, noise, cfg, label, sampler=None, steps=None, guidance=None):
     sampler = scan.with_steps(cfg.sampler if sampler is None else sampler, steps)
-    return sampler(velocity(state, cfg, label, guidance_scale), noise)
+    return sampler(velocity(state, cfg, label, guidance), noise)
 
 
 def _predict(params, x, t, label, cfg, dropout_key=None):

@@ -22,7 +22,7 @@ Label = Array | int | None
 """Of samples: one for all, one for each, (n,), or none."""
 
 
-def spread(label: Label, n: int, cfg: Any) -> Any:
+def labels(label: Label, n: int, cfg: Any) -> Any:
     """Labels (n,) int32, that for none where `label` is None; None for an unconditional model.
 
     Raises ValueError as `check` does.
@@ -97,11 +97,11 @@ def guided(
     check(label, cfg, guidance)
 
     def model(x, t):
-        labels = spread(label, x.shape[0], cfg)
+        rows = labels(label, x.shape[0], cfg)
         if guidance is None:
-            return predict(x, t, labels)
+            return predict(x, t, rows)
         twice = lambda a: jnp.concatenate([a, a])
-        both = jnp.concatenate([labels, jnp.full_like(labels, cfg.num_classes)])
+        both = jnp.concatenate([rows, jnp.full_like(rows, cfg.num_classes)])
         output = predict(twice(x), twice(t), both)
         first, *others = output if isinstance(output, tuple) else (output,)
         given, ignoring = jnp.split(first, 2)

@@ -259,9 +259,9 @@ def test_labels_of_no_class_are_refused(conditional):
         draw(0.5)
     with pytest.raises(ValueError, match='the batch has no "label"'):
         ddpm.loss(state.params, {"x": jnp.zeros((1, 2))}, jax.random.key(0), cfg)
-    traced = jax.jit(lambda label: guidance.spread(label, 3, cfg))(1)
+    traced = jax.jit(lambda label: guidance.labels(label, 3, cfg))(1)
     np.testing.assert_array_equal(traced, 1)
-    np.testing.assert_array_equal(guidance.spread(None, 3, cfg), 2)
+    np.testing.assert_array_equal(guidance.labels(None, 3, cfg), 2)
 
 
 def test_guidance_moves_samples_with_the_label(conditional):
