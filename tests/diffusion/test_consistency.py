@@ -241,6 +241,7 @@ def test_a_student_starts_as_its_teacher_and_leaves_it_alone(teacher):
     )
 
 
+@pytest.mark.slow
 def test_a_student_of_the_exact_denoiser_learns_where_its_flow_goes():
     """The teacher is an untrained `edm`, which is exact for data N(0, data_std^2)."""
     teacher_cfg = edm.Config(shape=(1,), network=MLP((64,)))

@@ -120,7 +120,7 @@ def test_around_the_identity_it_is_diffusion_of_scaled_data():
 def test_pictures_are_mirrored_before_they_are_encoded():
     first = ae.Config(shape=(2, 2, 1), encoder=Identity(), decoder=Identity())
     cfg = latent.Config(shape=(2, 2, 1), first=first, prior=dataclasses.replace(TINY, target="v"), flip=True)
-    state = latent.init(jax.random.key(0), cfg)
+    state = jax.jit(latent.init, static_argnums=1)(jax.random.key(0), cfg)
 
     @jax.jit
     def losses(image):
@@ -148,6 +148,7 @@ def test_what_does_not_go_together_is_refused():
             jax.eval_shape(functools.partial(latent.init, cfg=cfg), jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_a_run_is_loaded_with_its_first_stage(tmp_path):
     digits = data.load("digits")
     cfg = types.from_data(latent, digits, SMALL)
