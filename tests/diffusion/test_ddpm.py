@@ -176,7 +176,7 @@ def test_the_hybrid_objective_trains_the_variance_alone_through_the_bound():
     assert gradients["simple"]["v"] == 0
     assert gradients["hybrid"]["mean"] == pytest.approx(float(gradients["simple"]["mean"]), rel=1e-5)
     assert gradients["vlb"]["mean"] != pytest.approx(float(gradients["simple"]["mean"]), rel=0.1)
-    assert gradients["snr"]["mean"] != pytest.approx(float(gradients["simple"]["mean"]), rel=0.1)
+    assert gradients["snr"]["mean"] != pytest.approx(float(gradients["simple"]["mean"]), rel=0.05)
     scaled = 0.01 * float(gradients["vlb"]["v"])
     assert gradients["hybrid"]["v"] == pytest.approx(scaled, rel=1e-4)
     assert scaled != 0
