@@ -44,6 +44,13 @@ def test_a_config_holds_those_of_the_first_stage_and_of_the_codes():
     assert latent.prior(latent.Config(first=quantised)).shape == (4, 4, 3)
     assert latent.code_shape(latent.Config(shape=QUANTISED.shape, first=QUANTISED)) == (3, 2)
     assert values.from_json(values.to_json(cfg)) == cfg
+    for name in (
+        "jaxgen.diffusion.networks:Config",
+        "jaxgen.diffusion.latent:State",
+        "jaxgen.script:Options",
+    ):
+        with pytest.raises(ValueError, match="nor the Config of a family"):
+            values.from_json({"is": name})
 
 
 def test_facts_of_the_data_are_the_first_stages_and_codes_have_no_levels():
