@@ -194,6 +194,16 @@ def decode(state: State, z: Array, cfg: Config) -> Array:
     return _decode(state.params, z, cfg)
 
 
+def to_codes(state: State, x: Array, cfg: Config) -> Array:
+    """Real-valued codes of data x (B, *shape), (B, num_latents)."""
+    return encode(state, x, cfg)
+
+
+def from_codes(state: State, z: Array, cfg: Config) -> Array:
+    """Data of codes as `to_codes` gives them, (B, *shape)."""
+    return decode(state, z, cfg)
+
+
 def reconstruct(state: State, x: Array, cfg: Config) -> Array:
     """x encoded and decoded, (B, *shape): denoised, if the model was trained to and x is noisy."""
     return decode(state, encode(state, x, cfg), cfg)

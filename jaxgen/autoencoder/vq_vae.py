@@ -237,6 +237,16 @@ def decode(state: State, indices: Array, cfg: Config) -> Array:
     return _decode(state.params, state.params["codebook"][indices], cfg)
 
 
+def to_codes(state: State, x: Array, cfg: Config) -> Array:
+    """Real-valued codes of data x (B, *shape), (B, *positions, code_size), before they are quantised."""
+    return encodings(state, x, cfg)
+
+
+def from_codes(state: State, z: Array, cfg: Config) -> Array:
+    """Data of codes as `to_codes` gives them, (B, *shape)."""
+    return decode(state, nearest(z, state.params["codebook"]), cfg)
+
+
 def reconstruct(state: State, x: Array, cfg: Config) -> Array:
     """x encoded and decoded, (B, *shape)."""
     return decode(state, encode(state, x, cfg), cfg)

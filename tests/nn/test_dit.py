@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from jaxgen.diffusion import ddpm, edm, flow_matching
+from jaxgen.diffusion.networks import Transformer
+from jaxgen.diffusion.objectives import Hybrid
 from jaxgen.nn import dit, patches
 from jaxgen.nn.dit import Block, DiT
 
@@ -167,9 +169,9 @@ def test_dropout_and_dtype(first):
 
 @pytest.mark.parametrize("family", [ddpm, edm, flow_matching])
 def test_a_config_chooses_it(family):
-    cfg = family.Config(network="dit", patch=2, width=16, depth=3, conditional=True, num_classes=4)
+    cfg = family.Config(network=Transformer(patch=2, width=16, depth=3), conditional=True, num_classes=4)
     if family is ddpm:
-        cfg = dataclasses.replace(cfg, variance="learned", objective="hybrid")
+        cfg = dataclasses.replace(cfg, variance="learned", objective=Hybrid())
     batch = {"image": jnp.zeros((2, *cfg.shape)), "label": jnp.zeros(2, jnp.int32)}
     state = jax.eval_shape(functools.partial(family.init, cfg=cfg), jax.random.key(0))
     assert state.params["DiT_0"]["blocks"]["out"]["kernel"].shape == (3, 16, 16)
