@@ -77,7 +77,8 @@ def gradient_and_curvature(loss, point, direction):
 def derivatives(loss, point, direction):
     gradient, curvature = gradient_and_curvature(loss, point, direction)
     third = along(along(jax.grad(loss, (0, 1)), direction), direction)(*point)
-    penalty = jax.grad(lambda params: jnp.sum(jax.grad(loss, 1)(params, point[1]) ** 2))(point[0])
+    squared = lambda *point: sum(jnp.sum(a**2) for a in jax.tree.leaves(jax.grad(loss, (0, 1))(*point)))
+    penalty = jax.grad(squared, (0, 1))(*point)
     return {"gradient": gradient, "curvature": curvature, "third": third, "penalty": penalty}
 
 
