@@ -24,6 +24,7 @@ import numpy as np
 import jaxgen
 from jaxgen import plot, shard
 from jaxgen.autoencoder import vq_vae
+from jaxgen.autoencoder.vector_networks import ResidualDecoder, ResidualEncoder
 from jaxgen.diffusion import consistency, ddpm, edm, flow_matching, latent, processes, schedules
 from jaxgen.evaluation import likelihood, samples
 from jaxgen.evaluation.metric import metric
@@ -272,7 +273,9 @@ SYSTEMS = {
     "latent": System(
         family=latent,
         config=latent.config(
-            vq_vae.Config(network="conv", hidden=(64,), num_codes=256, code_size=3), network="unet"
+            vq_vae.Config(
+                encoder=ResidualEncoder((64,)), decoder=ResidualDecoder((64,)), num_codes=256, code_size=3
+            ), network="unet"
         ),
         paper=ROMBACH,
         options=Options(steps=3000),
@@ -282,7 +285,9 @@ SYSTEMS = {
     "latent_fashion_mnist": System(
         family=latent,
         config=latent.config(
-            vq_vae.Config(network="conv", hidden=(32, 64), num_codes=512, code_size=4), network="unet"
+            vq_vae.Config(
+                encoder=ResidualEncoder((32, 64)), decoder=ResidualDecoder((64, 32)), num_codes=512, code_size=4
+            ), network="unet"
         ),
         paper=ROMBACH,
         options=Options(

@@ -78,7 +78,7 @@ def _decode_nearest(state: vq_vae.State, z: Array, cfg: vq_vae.Config) -> Array:
 FIRST = {
     "ae": FirstStage(ae, ae.encode, ae.decode),
     "vae": FirstStage(vae, vae.encode, vae.decode),
-    "vq_vae": FirstStage(vq_vae, vq_vae.encodings, _decode_nearest),
+    "vq_vae": FirstStage(vq_vae, vq_vae.to_codes, _decode_nearest),
 }
 
 
