@@ -275,7 +275,8 @@ SYSTEMS = {
         config=latent.config(
             vq_vae.Config(
                 encoder=ResidualEncoder((64,)), decoder=ResidualDecoder((64,)), num_codes=256, code_size=3
-            ), network="unet"
+            ),
+            network="unet",
         ),
         paper=ROMBACH,
         options=Options(steps=3000),
@@ -286,8 +287,12 @@ SYSTEMS = {
         family=latent,
         config=latent.config(
             vq_vae.Config(
-                encoder=ResidualEncoder((32, 64)), decoder=ResidualDecoder((64, 32)), num_codes=512, code_size=4
-            ), network="unet"
+                encoder=ResidualEncoder((32, 64)),
+                decoder=ResidualDecoder((64, 32)),
+                num_codes=512,
+                code_size=4,
+            ),
+            network="unet",
         ),
         paper=ROMBACH,
         options=Options(

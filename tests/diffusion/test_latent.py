@@ -11,10 +11,18 @@ import pytest
 
 from jaxgen import data
 from jaxgen.autoencoder import ae, vae, vq_vae
+from jaxgen.autoencoder.networks import DenseDecoder
+from jaxgen.autoencoder.vector_networks import DenseEncoder, ResidualDecoder, ResidualEncoder
 from jaxgen.diffusion import ddpm, latent, processes
 
 TINY = {"network": "mlp", "hidden": (8,), "num_steps": 10, "sampling_steps": 4}
-QUANTISED = vq_vae.Config(shape=(4, 4, 1), hidden=(8,), num_codes=5, code_size=2, num_positions=3)
+QUANTISED = vq_vae.Config(
+    shape=(4, 4, 1),
+    encoder=DenseEncoder(3, (8,)),
+    decoder=DenseDecoder((8,)),
+    num_codes=5,
+    code_size=2,
+)
 
 
 class Identity(nn.Module):
@@ -32,13 +40,13 @@ def quantised():
 
 
 def test_a_config_holds_that_of_the_first_stage():
-    first = vae.Config(shape=(3, 2), hidden=(7,), num_latents=5)
+    first = vae.Config(shape=(3, 2), decoder=DenseDecoder((7,)), num_latents=5)
     cfg = latent.config(first, width=16)
     assert (cfg.first, cfg.shape, cfg.width) == ("vae", (3, 2), 16)
-    assert cfg.first_options == (("num_latents", 5), ("hidden", (7,)))
+    assert cfg.first_options == (("num_latents", 5), ("decoder", DenseDecoder((7,))))
     assert latent.first_config(cfg) == first
     assert latent.prior(cfg) == ddpm.Config(shape=(5,), levels=0, network="mlp", width=16)
-    quantised = vq_vae.Config(network="conv", hidden=(4,), code_size=3)
+    quantised = vq_vae.Config(encoder=ResidualEncoder((4,)), decoder=ResidualDecoder((4,)), code_size=3)
     assert latent.prior(latent.config(quantised, network="unet")).shape == (4, 4, 3)
     assert latent.code_shape(latent.config(QUANTISED)) == (3, 2)
 
@@ -48,7 +56,7 @@ def test_codes_have_unit_variance_and_decoding_quantises_them(quantised):
     codes = latent.encode(state, batch["image"], cfg)
     assert codes.shape == (16, 3, 2)
     assert float(codes.std()) == pytest.approx(1.0, abs=1e-5)
-    given = vq_vae.encodings(state.first, batch["image"], QUANTISED)
+    given = vq_vae.to_codes(state.first, batch["image"], QUANTISED)
     np.testing.assert_allclose(codes, given / given.std(), rtol=1e-5)
     plain = vq_vae.reconstruct(state.first, batch["image"], QUANTISED)
     np.testing.assert_allclose(latent.reconstruct(state, batch["image"], cfg), plain, atol=1e-6)
@@ -134,7 +142,7 @@ def test_what_does_not_go_together_is_refused():
 @pytest.mark.slow
 def test_it_learns_more_of_digits_than_each_code_alone_tells():
     train, test = (jnp.asarray(data.load("digits", split)[:]["image"]) for split in ("train", "test"))
-    first_cfg = ae.Config(shape=train.shape[1:], hidden=(64,), num_latents=16)
+    first_cfg = ae.Config(shape=train.shape[1:], num_latents=16)
     cfg = latent.config(first_cfg, hidden=(128, 128), num_steps=200, target="x0")
 
     def scan(step, state, steps, key):

@@ -49,7 +49,7 @@ def test_an_evaluation_leaves_numbers_and_pictures(tmp_path):
 
 @pytest.mark.slow
 def test_latent_diffusion_trains_its_first_stage_or_takes_one(tmp_path):
-    first_cfg = vq_vae.Config(hidden=(8,), num_codes=8, code_size=2)
+    first_cfg = vq_vae.Config(num_codes=8, code_size=2)
     tiny = {"network": "mlp", "hidden": (8,), "num_steps": 10}
     settings = {"ddim 10": experiment.SETTINGS["ddim 10"]}
     system = experiment.System(
@@ -76,7 +76,7 @@ def test_latent_diffusion_trains_its_first_stage_or_takes_one(tmp_path):
     assert result.training_minutes(tmp_path / "run") > result.training_minutes(tmp_path / "run" / "first") > 0
 
     # Another run starts from that first stage, whatever its own options say, or from the whole.
-    other = latent.config(vq_vae.Config(hidden=(3,)), **tiny)
+    other = latent.config(vq_vae.Config(num_codes=3), **tiny)
     options = experiment.Options(start=tmp_path / "run" / "first")
     cfg, again = system.before(train, other, options)
     assert latent.first_config(cfg) == first_cfg
