@@ -21,7 +21,8 @@ from jaxgen.script import likelihoods, report, result, systems
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "experiments" / "autoencoder.py"
-QUICK = ("--steps", "20", "--batch-size", "64", "--hidden", "16", "--sample-every", "10", "--log-every", "10")
+WIDTHS = ("--encoder.widths", "16", "--decoder.widths", "16")
+QUICK = ("--steps", "20", "--batch-size", "64", *WIDTHS, "--sample-every", "10", "--log-every", "10")
 
 
 def script(*arguments, cwd, **environment):
@@ -157,10 +158,19 @@ def test_help_explains_every_option():
         result = script(*arguments, cwd=ROOT)
         assert result.returncode == 0
     text = script("vae", "--help", cwd=ROOT).stdout
-    for option in ("--data", "--steps", "--batch-size", "--run-dir", "--seed", "--num-latents", "--beta"):
+    for option in (
+        "--data",
+        "--steps",
+        "--batch-size",
+        "--run-dir",
+        "--seed",
+        "--num-latents",
+        "--objective.beta",
+    ):
         assert option in text
-    assert "--encoder" not in text
+    assert "--encoder.widths" in text
     assert "--shape" not in text
+    assert "--decoder.shape" not in text
 
 
 def corrupt_idx(folder):
@@ -188,9 +198,12 @@ BAD = {
     "corrupt image": corrupt_image,
     "batch size": lambda folder: (("--batch-size", "12"), "use 8 or 16"),
     "unwritable run directory": file_as_run_dir,
-    "unknown option": lambda folder: (("--learning-rat", "1"), "--learning-rate"),
+    "unknown option": lambda folder: (("--optimizer.learning-rat", "1"), "--optimizer.learning-rate"),
     "a value of the wrong type": lambda folder: (("--steps", "many"), "--steps"),
-    "shape": lambda folder: (("--network", "conv", "--hidden", "4", "4", "4", "4"), "at least 16 pixels"),
+    "shape": lambda folder: (
+        ("--encoder", "conv_encoder", "--encoder.channels", "4", "4", "4", "4"),
+        "at least 16 pixels",
+    ),
 }
 
 
@@ -237,8 +250,8 @@ def test_log_lines_reach_tensorboard(tmp_path):
 
 def test_shape_to_changes_only_what_the_config_has():
     digits = data.load("digits")
-    assert types.shape_to(digits, vae.Config(shape=(1,), beta=2.0)) == vae.Config(
-        shape=(8, 8, 1), num_classes=10, beta=2.0
+    assert types.shape_to(digits, vae.Config(shape=(1,), num_latents=3)) == vae.Config(
+        shape=(8, 8, 1), num_classes=10, levels=17, num_latents=3
     )
 
 
