@@ -25,7 +25,7 @@ from jaxgen.classical import gmm
 from jaxgen.evaluation import denoise, likelihood
 from jaxgen.evaluation.metric import metric
 from jaxgen.latent import interpolate
-from jaxgen.script import Options, System, main
+from jaxgen.script import Options, System, likelihoods, main
 from jaxgen.types import observed
 
 MANIFOLD_SIDE = 20
@@ -49,7 +49,7 @@ def evaluate(key, state, train, test, cfg, folder, num_samples):
         batch = test[:2000]
         codes = vae.encode(state, observed(batch), cfg, batch["label"])
         plot.save_labelled_points(folder / "codes.png", codes, batch["label"], test.label_names)
-    metrics = likelihood.evaluate(key, vae, state, test, cfg, num_samples)
+    metrics = likelihoods(key, vae, state, test, cfg, num_samples)
     if cfg.conditional:
         metrics[f"nll_iwae_{num_samples}_given_label"] = given_label(key, state, test, cfg, num_samples)
     return metrics

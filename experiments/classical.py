@@ -19,7 +19,7 @@ from jaxgen import plot
 from jaxgen.classical import documents, gda, gmm, hmm, lda, markov, naive_bayes, plsa
 from jaxgen.evaluation import likelihood
 from jaxgen.evaluation.metric import metric
-from jaxgen.script import Options, System, main
+from jaxgen.script import Options, System, likelihoods, main
 from jaxgen.types import observed
 
 
@@ -31,7 +31,7 @@ def evaluate_classifier(key, state, train, test, cfg, folder, family):
         label = np.repeat(np.arange(cfg.num_classes), 10)
         plot.save_grid(folder / "classes.png", family.sample(key, state, len(label), cfg, label), columns=10)
     metrics = {"accuracy": metric(accuracy, "of examples", len(test))}
-    return metrics | likelihood.evaluate(key, family, state, test, cfg)
+    return metrics | likelihoods(key, family, state, test, cfg)
 
 
 def evaluate_topics(key, state, train, test, cfg, folder, family):
@@ -47,7 +47,7 @@ def evaluate_topics(key, state, train, test, cfg, folder, family):
         x = test[:48]["image"]
         plot.save_pairs(folder / "reconstructions.png", x, family.reconstruct(state, x, cfg))
     metrics = {"completion_perplexity": metric(perplexity, "words", len(test))}
-    return metrics | likelihood.evaluate(key, family, state, test, cfg)
+    return metrics | likelihoods(key, family, state, test, cfg)
 
 
 SYSTEMS = {

@@ -27,7 +27,7 @@ from jaxgen.autoencoder import vq_vae
 from jaxgen.diffusion import consistency, ddpm, edm, flow_matching, latent, processes, schedules
 from jaxgen.evaluation import likelihood, samples
 from jaxgen.evaluation.metric import metric
-from jaxgen.script import Options, System, main
+from jaxgen.script import Options, System, main, sampler
 from jaxgen.types import observed
 
 COLUMNS = 10
@@ -144,8 +144,8 @@ def evaluate_latent(key, state, train, test, cfg, folder, num_compared, settings
 
     metrics |= compare(key, latent, state, train, test, cfg, folder, num_compared, settings)
     for name, sample in {"first stage alone": alone, "reconstructions": reconstructed}.items():
-        drawn = types.SimpleNamespace(sample=sample)
-        found = samples.evaluate(key, drawn, state, train, test, cfg, num_compared)
+        draw = sampler(types.SimpleNamespace(sample=sample), state, cfg)
+        found = samples.measure(draw, train, test, num_compared, key=key)
         metrics |= {f"{metric}, {name}": found[metric] for metric in found if metric.startswith("frechet")}
     return metrics
 
@@ -162,8 +162,8 @@ def compare(key, family, state, train, test, cfg, folder, num_compared, settings
     for name, options in settings.items():
         sample = functools.partial(family.sample, **options)
         rows.append(jax.jit(lambda key, state, sample=sample: sample(key, state, COLUMNS, cfg))(key, state))
-        drawn = types.SimpleNamespace(sample=sample)
-        found = samples.evaluate(key, drawn, state, train, test, cfg, num_compared)
+        draw = sampler(types.SimpleNamespace(sample=sample), state, cfg)
+        found = samples.measure(draw, train, test, num_compared, key=key)
         metrics |= {f"{metric}, {name}": found[metric] for metric in found if metric.startswith("frechet")}
     plot.save_grid(folder / "samplers.png", np.concatenate(rows), COLUMNS)
     return metrics

@@ -11,7 +11,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen import data, plot
+from jaxgen import data, plot, script
 from jaxgen.evaluation import features, modes, samples
 from jaxgen.evaluation.metric import metric
 from jaxgen.gan import gan, presets
@@ -33,7 +33,7 @@ def evaluate(key, state, train, test, cfg, folder):
     """
     del train
     if len(cfg.shape) == 1:
-        x = samples.draw(key, gan, state, NUM_POINTS, cfg)
+        x = samples.drawn(key, script.sampler(gan, state, cfg), NUM_POINTS)
         plot.save_points(folder / "points.png", {"data": test[:NUM_POINTS]["x"], "samples": x})
         return {}
     classes = gan.num_labels(cfg)
@@ -65,7 +65,7 @@ def save_codes(path, z, state, cfg):
 
 def evaluate_stacked(key, state, train, test, cfg, folder):
     """How many of the thousand triples of digits are among the samples, by a classifier of each channel."""
-    x = samples.draw(key, gan, state, NUM_STACKED, cfg)
+    x = samples.drawn(key, script.sampler(gan, state, cfg), NUM_STACKED)
     reached, floor = (modes.stacked_mode_statistics(read_digits(images)) for images in (x, test[:]["image"]))
     return {
         "modes": metric(reached["modes"], "of 1000", len(x), floor["modes"]),

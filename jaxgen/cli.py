@@ -1,6 +1,7 @@
 """The `jaxgen` command: what there is, and what can be done with a run."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -10,20 +11,7 @@ import tyro
 
 from jaxgen import data, plot, script, types
 from jaxgen.run import checkpoint, directory
-from jaxgen.script import report
-
-CAPABILITIES = [
-    "loss",
-    "log_prob",
-    "elbo",
-    "iwae",
-    "encode",
-    "decode",
-    "reconstruct",
-    "classify",
-    "translate",
-    "score",
-]
+from jaxgen.script import report, systems
 
 Run = Annotated[Path, tyro.conf.Positional]
 
@@ -31,7 +19,7 @@ Run = Annotated[Path, tyro.conf.Positional]
 def list_families() -> None:
     """List the families of the package and what each can do."""
     for name, family in types.families().items():
-        can = [capability for capability in CAPABILITIES if hasattr(family, capability)]
+        can = types.capabilities(family)
         summary = (family.__doc__ or "").splitlines()[0]
         print(f"{name.removeprefix('jaxgen.'):24} {summary}\n{'':24} sample {' '.join(can)}")
 
@@ -67,7 +55,7 @@ def evaluate(
     num_samples: int = 10_000,
     extractor: str | None = None,
 ) -> None:
-    """Measure a run on the test split of its data, and write report.json and report.html.
+    """Measure a run on the test split of its data as its script does, and write report.json and report.html.
 
     Args:
         run: Directory of the run.
@@ -78,11 +66,25 @@ def evaluate(
         extractor: Features those of pictures are measured by; by default the best that needs nothing.
     """
     family, cfg, state = checkpoint.load(run, step)
-    name = directory.read_description(directory.resolve(run))["data"]
-    size = cfg.shape[0] if len(cfg.shape) == 3 else None
-    train, test = (data.load(name, split, data_dir, size) for split in ("train", "test"))
+    folder = directory.resolve(run)
+    description, system = directory.read_description(folder), systems.of_run(folder)
+    name, about = description["data"], description.get("about", {})
+    train, test = (data.load(name, split, data_dir, about.get("image_size")) for split in ("train", "test"))
+    if system is None and "system" in about:
+        print(
+            f"{about['system']} cannot be imported: this is the evaluation that any run gets", file=sys.stderr
+        )
     script.evaluate_run(
-        family, cfg, state, train, test, run, seed=seed, num_samples=num_samples, extractor=extractor
+        family,
+        cfg,
+        state,
+        train,
+        test,
+        run,
+        seed=seed,
+        num_samples=num_samples,
+        extractor=extractor,
+        evaluate=None if system is None else system.evaluate,
     )
 
 

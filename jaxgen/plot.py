@@ -6,7 +6,7 @@ Image grids are written by Pillow, pixel for pixel; what needs axes is drawn by 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -93,6 +93,65 @@ def save_labelled_points(
     _save(figure, path)
 
 
+class Curve(NamedTuple):
+    """Points (x, y) joined by a line, or not, as `style` has it in Matplotlib's words."""
+
+    x: ArrayLike
+    y: ArrayLike
+    label: str = ""
+    style: str = "o-"
+    error: ArrayLike | None = None  # half the height of the error bars
+
+
+class Panel(NamedTuple):
+    """Curves on common axes."""
+
+    curves: Sequence[Curve]
+    title: str = ""
+    x_label: str = ""
+    y_label: str = ""
+    levels: Mapping[str, float] = {}
+    """Dashed horizontal lines, by their labels: what the curves are to be compared with."""
+    log: str = ""
+    """Axes with a logarithmic scale: "", "x", "y" or "xy"."""
+    limits: tuple[tuple[float, float] | None, tuple[float, float] | None] = (None, None)
+    """Of x and of y; None leaves them to the data."""
+    frame: bool = True
+    """Whether there are ticks and a grid. Without them both axes have one scale."""
+
+
+def save_panels(
+    path: str | Path, panels: Sequence[Panel], columns: int = 3, size: tuple[float, float] = (4.2, 3.4)
+) -> None:
+    """Panels of curves, row by row, each `size` inches."""
+    figure, axes = _figure(len(panels), columns, size)
+    for axis, panel in zip(axes, panels, strict=True):
+        for index, curve in enumerate(panel.curves):
+            color = {} if curve.style[:1] in "Ckrgb" and curve.style else {"color": f"C{index % 10}"}
+            axis.errorbar(
+                np.ravel(curve.x),
+                np.ravel(curve.y),
+                curve.error,
+                fmt=curve.style,
+                label=curve.label or None,
+                markersize=2 if curve.style[-1:] == "." else 4,
+                capsize=3,
+                **color,
+            )
+        for index, (name, level) in enumerate(panel.levels.items()):
+            axis.axhline(level, color=f"C{index}", linestyle="--", linewidth=1, label=name or None)
+        axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
+        axis.set(**{f"{name}scale": "log" for name in panel.log})
+        axis.set(**{name: limit for name, limit in zip(("xlim", "ylim"), panel.limits, strict=True) if limit})
+        if panel.frame:
+            axis.grid(alpha=0.3)
+        else:
+            axis.set(xticks=[], yticks=[], aspect="equal")
+        if any(axis.get_legend_handles_labels()[1]):
+            axis.legend(fontsize=8)
+    _save(figure, path)
+
+
 def save_curves(path: str | Path, rows: Sequence[Mapping[str, Any]], skip: Sequence[str] = ()) -> None:
     """The numbers of metrics.jsonl against their "step", one panel a metric, three panels a row."""
     names = [name for name in rows[0] if name != "step" and name not in skip]
@@ -105,12 +164,14 @@ def save_curves(path: str | Path, rows: Sequence[Mapping[str, Any]], skip: Seque
     _save(figure, path)
 
 
-def _figure(panels: int = 1, columns: int = 3) -> tuple[Any, list[Any]]:
+def _figure(
+    panels: int = 1, columns: int = 3, size: tuple[float, float] | None = None
+) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure
 
     rows, columns = math.ceil(panels / columns), min(panels, columns)
-    size = 6 if panels == 1 else 3.5
-    figure = Figure(figsize=(size * columns, size * rows), layout="constrained")
+    width, height = size or ((6.0, 6.0) if panels == 1 else (3.5, 3.5))
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     return figure, [figure.add_subplot(rows, columns, index + 1) for index in range(panels)]
 
 

@@ -51,3 +51,19 @@ def test_curves_and_points_draw(tmp_path):
     plot.save_labelled_points(tmp_path / "codes.png", points, np.arange(50) % 3, ("a", "b", "c"))
     for name in ("curves", "points", "codes"):
         assert read(tmp_path / f"{name}.png").shape[1] >= 400
+
+
+def test_panels_hold_curves_levels_and_points(tmp_path):
+    x = np.arange(1.0, 5.0)
+    panels = [
+        plot.Panel(
+            [plot.Curve(x, x**2, "square", error=x / 9), plot.Curve(x, x, "line", "k--")], "growth", log="xy"
+        ),
+        plot.Panel([plot.Curve(x, -x, style=".")], levels={"floor": -2.0}, limits=((0, 5), None)),
+        plot.Panel([plot.Curve(x, x, style="C3-")], frame=False),
+    ]
+    plot.save_panels(tmp_path / "panels.png", panels, columns=2, size=(2.0, 1.5))
+    with Image.open(tmp_path / "panels.png") as image:
+        assert image.size == (400, 300)
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+    assert (pixels == (214, 39, 40)).all(1).any()  # the line of the last panel, in the fourth colour

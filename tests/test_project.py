@@ -12,25 +12,30 @@ import pytest
 
 import jaxgen
 from experiments import table
-from jaxgen import cli, types
+from jaxgen import types
+from jaxgen.script.result import file_name
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-RESULTS = sorted((ROOT / "experiments" / "results").glob("*.json"))
+RESULTS = sorted((ROOT / "experiments" / "results").glob("*/result.json"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
-CAPABILITIES = ["sample", *cli.CAPABILITIES]
 
 
-def test_readme_has_the_table_of_the_results():
-    assert table.splice(README, table.render()) == README, "run python experiments/table.py"
+def test_the_tables_are_those_of_the_results():
+    found = table.load()
+    assert table.splice(README, table.render_headlines(found)) == README, "run python experiments/table.py"
+    assert (table.RESULTS / "README.md").read_text() == table.render_all(found), (
+        "run python experiments/table.py"
+    )
 
 
-@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
 def test_results_are_complete(path):
     result = json.loads(path.read_text())
-    assert path.stem == f"{result['system']}-{result['data'].rsplit('/', 1)[-1].replace(':', '_')}"
+    assert path.parent.name == f"{result['system']}-{file_name(result['data'])}"
     assert result["tier"] in ("laptop", "accelerator")
-    assert path.with_suffix(".png").exists()
+    assert path.with_name("samples.png").exists()
+    assert "--run-dir runs/" in result["command"]
     for metric in result["metrics"].values():
         assert set(metric) == {"value", "unit", "n", "floor", "published", "published_source"}
         assert (metric["published"] is None) == (metric["published_source"] is None)
@@ -42,7 +47,7 @@ def test_readme_lists_every_family_with_what_it_can_do():
     assert set(rows) == {name.removeprefix("jaxgen.") for name in families}
     for name, family in families.items():
         said = re.findall(r"`(\w+)`", rows[name.removeprefix("jaxgen.")])
-        assert said == [capability for capability in CAPABILITIES if hasattr(family, capability)]
+        assert said == ["sample", *types.capabilities(family)]
 
 
 def test_ci_runs_the_commands_of_readme():

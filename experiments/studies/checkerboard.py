@@ -76,7 +76,7 @@ def trained(cfg, train, options):
         key=jax.random.key(options.seed),
         run_dir=options.run_dir and options.run_dir / cfg.upsampling,
     )
-    return samples.draw(jax.random.key(options.seed), gan, state, NUM_SAMPLES, cfg)
+    return samples.drawn(jax.random.key(options.seed), script.sampler(gan, state, cfg), NUM_SAMPLES)
 
 
 def row_of(name, sets):
@@ -127,7 +127,7 @@ def main(options: Options) -> None:
             sets[f"{upsampling}, {options.steps} steps"] = trained(cfg, train, options)[None]
     for run in options.runs:
         _, cfg, state = jaxgen.load(run)
-        images = samples.draw(jax.random.key(options.seed), gan, state, NUM_SAMPLES, cfg)
+        images = samples.drawn(jax.random.key(options.seed), script.sampler(gan, state, cfg), NUM_SAMPLES)
         sets[f"{cfg.upsampling}, {state.step} steps"] = images[None]
     rows = [row_of(name, images) for name, images in sets.items()]
     noise = {f"period {period}": (period**2 - 1) / (np.prod(train.shape[:2]) - 1) for period in PERIODS}

@@ -1,7 +1,7 @@
 """Data sets by name, and shuffled batches of them as a pure function of the step."""
 
 from jaxgen.data.batching import DeviceBatches, StreamedBatches, batches
-from jaxgen.data.dataset import DataError, Dataset, StreamedDataset, in_order
+from jaxgen.data.dataset import DataError, Dataset, StreamedDataset, in_order, take
 from jaxgen.data.points import grid_centers, ring_centers
 from jaxgen.data.sources import load, names
 
@@ -17,4 +17,5 @@ __all__ = [
     "load",
     "names",
     "ring_centers",
+    "take",
 ]

@@ -6,7 +6,7 @@ that a batch made on the device, a streamed one and an evaluation batch hold the
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -36,6 +36,13 @@ def _convert(array):
     return array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
 
 
+class Modes(NamedTuple):
+    """The modes that a mixture of isotropic Gaussians is known to have."""
+
+    centers: np.ndarray  # (K, D)
+    std: float
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """A data set held whole in memory.
@@ -60,6 +67,8 @@ class Dataset:
     levels: int | None = None
     """Values a pixel can have, spread evenly over [-1, 1]; by default 256 of uint8 pictures, else 0 for real
     numbers."""
+    modes: Modes | None = None
+    """The modes of the distribution, where they are known."""
 
     def __post_init__(self):
         arrays = {key: _checked(self.name, key, np.asarray(array)) for key, array in self.arrays.items()}

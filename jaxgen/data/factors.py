@@ -75,3 +75,6 @@ _SHAPES = {
     "ellipse": lambda x, y: x**2 + (2 * y) ** 2 <= 1,
     "heart": _heart,
 }
+
+
+BUILT_IN = {"factors": factors}

@@ -187,3 +187,6 @@ def _pictures(paths) -> list[Path]:
 
 def _subfolders(path: Path) -> list[Path]:
     return sorted(p for p in path.iterdir() if p.is_dir() and p.name[0] != ".")
+
+
+BUILT_IN = {"digits": digits}

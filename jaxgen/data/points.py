@@ -5,7 +5,7 @@ The mixtures have the numbers of Lin et al. 2018: 100,000 points to train on.
 
 import numpy as np
 
-from jaxgen.data.dataset import Dataset
+from jaxgen.data.dataset import Dataset, Modes
 
 _SIZE = 10_000
 _MIXTURE_SIZES = {"train": 100_000, "test": 10_000}
@@ -53,9 +53,13 @@ def _mixture(name: str, split: str, centers: np.ndarray, std: float) -> Dataset:
     rng, size = _generator(split), _MIXTURE_SIZES[split]
     label = rng.randint(len(centers), size=size)
     x = centers[label] + std * rng.normal(size=(size, 2))
-    return Dataset(name, split, {"x": x, "label": label}, num_classes=len(centers))
+    modes = Modes(centers, std)
+    return Dataset(name, split, {"x": x, "label": label}, num_classes=len(centers), modes=modes)
 
 
 def _generator(split: str) -> np.random.RandomState:
     # RandomState, because NumPy keeps its streams from version to version and its Generator's not.
     return np.random.RandomState(_SEEDS[split])
+
+
+BUILT_IN = {"ring": ring, "grid": grid, "moons": moons}

@@ -23,3 +23,6 @@ def weather(split: str) -> Dataset:
     for row in uniform[1:]:
         days.append((row > WEATHER_TRANSITION[days[-1]].cumsum(1)).sum(1))
     return Dataset("weather", split, {"tokens": np.stack(days, 1).astype(np.int32)})
+
+
+BUILT_IN = {"weather": weather}

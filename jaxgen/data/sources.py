@@ -1,7 +1,10 @@
 """Data sets by name, and parts of them by split string."""
 
 import difflib
+import functools
+import importlib
 import math
+import pkgutil
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,17 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgen.data import arrays, catalogue, factors, images, points, sequences, stacked
+from jaxgen.data import arrays, catalogue, images, stacked
 from jaxgen.data.dataset import DataError, Dataset, StreamedDataset, check_split, read, take
-
-_BUILT_IN: dict[str, Callable[[str], Dataset]] = {
-    "digits": images.digits,
-    "ring": points.ring,
-    "grid": points.grid,
-    "moons": points.moons,
-    "weather": sequences.weather,
-    "factors": factors.factors,
-}
 
 WHOLE_LIMIT = 2**30
 """Bytes of pictures, as uint8, up to which a data set is read whole; larger ones are streamed."""
@@ -27,9 +21,21 @@ WHOLE_LIMIT = 2**30
 _CHUNK = 512
 
 
+@functools.cache
+def built_in() -> dict[str, Callable[[str], Dataset]]:
+    """The data sets that need no file and no network: {name: function of the split}.
+
+    They are what the modules of this package list as their `BUILT_IN`.
+    """
+    package = Path(__file__).parent
+    names = sorted(info.name for info in pkgutil.iter_modules([str(package)]) if info.name != "sources")
+    modules = (importlib.import_module(f"jaxgen.data.{name}") for name in names)
+    return {name: make for module in modules for name, make in getattr(module, "BUILT_IN", {}).items()}
+
+
 def names() -> tuple[str, ...]:
     """The data sets that need no file and no network."""
-    return tuple(_BUILT_IN)
+    return tuple(built_in())
 
 
 def load(
@@ -56,9 +62,9 @@ def load(
     kind, _, path = name.partition(":")
     where = Path(path).expanduser()
     dataset: Dataset | StreamedDataset | None
-    if name in _BUILT_IN:
+    if name in built_in():
         check_split(name, whole, ("train", "test"))
-        dataset = _BUILT_IN[name](whole)
+        dataset = built_in()[name](whole)
     elif name == "stacked_mnist":
         check_split(name, whole, tuple(stacked.SIZES))
         digits = load("mnist", whole, data_dir)

@@ -1,1 +1,5 @@
-"""Honest numbers for any generator."""
+"""Measures of arrays and of draw(key, n): what samples, likelihoods, codes and features are worth."""
+
+from jaxgen.evaluation.samples import measure
+
+__all__ = ["measure"]

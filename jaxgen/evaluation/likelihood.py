@@ -36,25 +36,70 @@ def per_example(
     return np.concatenate(values)
 
 
-def evaluate(
-    key: Array, family: Any, state: Any, dataset: Any, cfg: Any, num_samples: int = 1000
-) -> dict[str, Metric]:
-    """Every likelihood the family can give on `dataset`, by name, all of them negative: lower is better.
+UNITS = {
+    "density": "nats, density",
+    "levels": "nats",
+    "bits": "nats, binarised pixels",
+    "counts": "nats, word counts",
+    "symbols": "nats, symbols",
+}
+"""What a likelihood is of, the `measure` of a family, and how its numbers are called."""
 
-    "nll" where there is an exact `log_prob`; "negative_elbo" where there is an `elbo`, an upper bound on it;
-    "nll_iwae_<num_samples>" where there is an `iwae`, a tighter one.
+
+def reported(
+    key: Array,
+    log_likelihood: Callable[[Array, Array], Array],
+    dataset: data.Dataset | data.StreamedDataset,
+    measure: str,
+    name: str = "nll",
+    batch_size: int = 500,
+    num_examples: int | None = None,
+) -> dict[str, Metric]:
+    """The mean of a negative log-likelihood over a data set, in the units of its measure, by name.
+
+    A "density" of pictures is one of dequantised data: to every pixel is added uniform noise as wide as the
+    distance of two of the data set's levels. Densities of pictures and probabilities of "levels" also come in
+    bits per dimension, as `<name>_bits_per_dim`; the former is an upper bound on the latter, and says so in
+    its unit. Other measures have no such number.
+
+    Args:
+        log_likelihood: (key, x) -> log p(x) or a lower bound on it, (B,) nats.
+        measure: one of `UNITS`.
+        num_examples: only the first so many examples; by default all.
+
+    Raises:
+        ValueError: an unknown measure.
     """
-    functions: dict[str, Callable[[Array, Array], Array]] = {}
-    if hasattr(family, "log_prob"):
-        functions["nll"] = lambda key, x: family.log_prob(state, x, cfg)
-    if hasattr(family, "elbo"):
-        functions["negative_elbo"] = lambda key, x: family.elbo(key, state, x, cfg)
-    if hasattr(family, "iwae"):
-        functions[f"nll_iwae_{num_samples}"] = lambda key, x: family.iwae(key, state, x, cfg, num_samples)
-    return {
-        name: metric(-per_example(key, function, dataset).mean(), "nats", len(dataset))
-        for name, function in functions.items()
-    }
+    if measure not in UNITS:
+        raise ValueError(f"unknown measure {measure!r}: there are {', '.join(UNITS)}")
+    width = level_width(dataset) if measure == "density" else None
+
+    def value(key, x):
+        if width is None:
+            return log_likelihood(key, x)
+        noise_key, key = jax.random.split(key)
+        return log_likelihood(key, dequantised(noise_key, x, width))
+
+    if num_examples is not None and num_examples < len(dataset):
+        dataset = data.take(dataset, dataset.split, slice(num_examples))
+    nll = -per_example(key, value, dataset, batch_size).mean()
+    unit = UNITS[measure] if width is None else "nats, density of dequantised pixels"
+    found = {name: metric(nll, unit, len(dataset))}
+    if width is not None or (measure == "levels" and dataset.levels):
+        bits = bits_per_dim(nll, math.prod(dataset.shape), width)
+        unit = "bits/dim" if width is None else "bits/dim, dequantised"
+        found[f"{name}_bits_per_dim"] = metric(bits, unit, len(dataset))
+    return found
+
+
+def level_width(dataset: Any) -> float | None:
+    """The distance between neighbouring levels of a data set's pixels on [-1, 1]; None for real numbers."""
+    return 2 / (dataset.levels - 1) if dataset.levels > 1 else None
+
+
+def dequantised(key: Array, x: Array, width: float) -> Array:
+    """x plus uniform noise in (-width / 2, width / 2)."""
+    return x + width * (jax.random.uniform(key, x.shape, jnp.asarray(x).dtype) - 0.5)
 
 
 def bits_per_dim(nll: Any, num_dims: int, level_width: float | None = None) -> Any:

@@ -1,12 +1,12 @@
 """How near a model's samples come to held-out data: every distance of `evaluation`, with its floor.
 
-Each number stands beside the same number for as many real training examples in place of samples, its floor:
-what a perfect model would get. Pictures go through a feature extractor, whose name is part of the metric's;
+Each number stands beside the same number for as many real training examples in place of samples, its floor.
+Pictures go through a feature extractor, whose name is part of the metric's;
 points are compared as they are, and where the data have known modes these are counted. Sequences of symbols
 have no such distances.
 """
 
-import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import numpy as np
 from jax import Array
 
 from jaxgen import plot
-from jaxgen.data import points
 from jaxgen.evaluation import features, frechet, kid, memorisation, modes, prdc, scores
 from jaxgen.evaluation.features import small_cnn
 from jaxgen.evaluation.metric import Metric, metric
@@ -24,26 +23,31 @@ from jaxgen.types import observed
 NUM_SHOWN = 24
 """Samples shown with their neighbours."""
 
-MODES = {"ring": (points.ring_centers, points.RING_STD), "grid": (points.grid_centers, points.GRID_STD)}
+Draw = Callable[[Array, int], Any]
+"""(key, n) -> n samples."""
 
 
-def evaluate(
-    key: Array,
-    family: Any,
-    state: Any,
+def measure(
+    draw: Draw,
     train: Any,
     test: Any,
-    cfg: Any,
-    num_samples: int = 10_000,
+    n: int = 10_000,
     extractor: str | None = None,
+    *,
+    key: Array | None = None,
     folder: Path | None = None,
 ) -> dict[str, Metric]:
-    """Distances between samples of a model and the test split, as many of each as there are at most; by name.
+    """Distances between samples and the test split, as many of each as there are at most; by name.
 
     Args:
-        num_samples: most samples to draw; the test split and the training split may hold fewer.
+        draw: (key, n) -> n samples, in the space of the data. It is called with one n for all batches but is
+            not compiled here: give a compiled function where that is worth it.
+        train: the training split, from which come the floor and the nearest neighbours.
+        test: the test split.
+        n: most samples to draw; the test split and the training split may hold fewer.
         extractor: features of pictures, by name (`features.load`); by default the small network trained on
             this data set if there is one, else random convolutions.
+        key: of the draws and of the choice of examples; `jax.random.key(0)` by default.
         folder: where to leave neighbours.png, samples over the training examples nearest to them.
 
     Raises:
@@ -51,17 +55,17 @@ def evaluate(
     """
     if np.issubdtype(np.asarray(observed(test[:1])).dtype, np.integer):
         return {}
-    draw_key, rows_key, subsets_key = jax.random.split(key, 3)
-    n = min(num_samples, len(test), len(train))
-    fake = draw(draw_key, family, state, n, cfg)
+    draw_key, rows_key, subsets_key = jax.random.split(jax.random.key(0) if key is None else key, 3)
+    n = min(n, len(test), len(train))
+    fake = drawn(draw_key, draw, n)
     real, control = (
         np.asarray(observed(dataset[_rows(jax.random.fold_in(rows_key, index), len(dataset), n)]))
         for index, dataset in enumerate((test, train))
     )
     if fake.ndim != 4:
         found = _compare(*(x.reshape(n, -1) for x in (real, control, fake)), key=subsets_key)
-        if test.name in MODES:
-            found |= _modes(test.name, fake, control)
+        if getattr(test, "modes", None) is not None:
+            found |= _modes(test.modes, fake, control)
         return _metrics(found, n, "")
     loaded = features.load(extractor or default_extractor(train), train)
     fake = np.clip(fake, -1, 1)
@@ -81,12 +85,11 @@ def default_extractor(dataset: Any) -> str:
     return "small-cnn" if dataset.shape == (size, size, 1) else "random-conv"
 
 
-def draw(key: Array, family: Any, state: Any, n: int, cfg: Any, batch_size: int = 500) -> np.ndarray:
-    """n samples, a batch at a time, (n, *shape)."""
+def drawn(key: Array, draw: Draw, n: int, batch_size: int = 500) -> np.ndarray:
+    """n samples of draw(key, batch_size), a batch at a time, (n, *shape) float32."""
     batch_size = min(batch_size, n)
-    compiled = jax.jit(functools.partial(_sample, family, batch_size, cfg))
     keys = (jax.random.fold_in(key, index) for index in range(-(-n // batch_size)))
-    return np.concatenate([np.asarray(compiled(key, state), np.float32) for key in keys])[:n]
+    return np.concatenate([np.asarray(draw(key, batch_size), np.float32) for key in keys])[:n]
 
 
 def label_accuracy(key: Array, draw: Any, test: Any, n: int) -> dict[str, Metric]:
@@ -124,10 +127,6 @@ def save_neighbours(
     plot.save_pairs(path, samples, train[nearest]["image"])
 
 
-def _sample(family, n, cfg, key, state):
-    return family.sample(key, state, n, cfg)
-
-
 def _rows(key: Array, available: int, n: int) -> np.ndarray:
     return np.sort(np.asarray(jax.random.permutation(key, available)[:n]))
 
@@ -153,10 +152,9 @@ def _frechet(first, second):
     return frechet.frechet_distance(first.mean, first.covariance, second.mean, second.covariance)
 
 
-def _modes(name, fake, control):
-    centers, std = MODES[name]
-    found, floor = (modes.mode_statistics(x, centers(), std) for x in (fake, control))
-    units = {"modes": f"of {len(centers())}", "high_quality": "of samples", "reverse_kl": "nats"}
+def _modes(known, fake, control):
+    found, floor = (modes.mode_statistics(x, *known) for x in (fake, control))
+    units = {"modes": f"of {len(known.centers)}", "high_quality": "of samples", "reverse_kl": "nats"}
     return {metric: (found[metric], floor[metric], unit) for metric, unit in units.items()}
 
 

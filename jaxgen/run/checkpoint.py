@@ -16,6 +16,7 @@ import jax
 from jaxgen import values
 from jaxgen.run import directory
 from jaxgen.run.directory import RunError
+from jaxgen.run.seeds import Seeds
 from jaxgen.types import Family
 
 KEEP = 3
@@ -101,7 +102,7 @@ def set_aside(run_dir: Path, after: int) -> None:
             shutil.move(run_dir / "checkpoints" / str(step), target)
 
 
-def load(run_dir: str | Path, step: int | None = None, cfg: Any = None) -> tuple[ModuleType, Any, Any]:
+def load(run_dir: str | Path, step: int | None = None, cfg: Any = None) -> tuple[Any, Any, Any]:
     """The family, config and state of a run: `family.sample(key, state, 64, cfg)` draws from it.
 
     Args:
@@ -113,13 +114,14 @@ def load(run_dir: str | Path, step: int | None = None, cfg: Any = None) -> tuple
         RunError: there is no such run, checkpoint or family.
     """
     run_dir = directory.resolve(run_dir)
-    name = directory.read_description(run_dir)["family"]
+    name, _, count = directory.read_description(run_dir)["family"].partition(" x ")
     try:
         family = values.imported(name)
     except ValueError as error:
         raise RunError(f"{run_dir} is of the family {name}: {error}") from None
     if not (isinstance(family, ModuleType) and isinstance(family, Family)):
         raise RunError(f"{run_dir} names {name}, which is no family")
+    family = Seeds(family, int(count)) if count else family
     cfg = directory.read_config(family, run_dir) if cfg is None else cfg
     state = restore(run_dir, abstract_state(family, cfg), step)
     if state is None:

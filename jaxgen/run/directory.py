@@ -174,7 +174,7 @@ class StopRequest:
 
 def _differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     def flat(description):
-        facts = {k: v for k, v in description.items() if k not in ("config", "custom", "versions")}
+        facts = {k: v for k, v in description.items() if k not in ("config", "custom", "about", "versions")}
         return {**facts, **description.get("config", {})}
 
     saved, wanted = flat(saved), flat(wanted)

@@ -8,7 +8,7 @@ says how the steps reach the device.
 import contextlib
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ def fit(
     sample_every: int = 1000,
     save_every: int = 1000,
     on_log: Callable[[int, dict[str, float]], None] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> Any:
     """Train `family` for `steps` steps in all and return its State.
 
@@ -65,6 +66,7 @@ def fit(
         sample_every: steps between pictures of samples; 0 draws none.
         save_every: steps between checkpoints; 0 saves only at the end.
         on_log: called with the step and the metrics of every log line.
+        facts: what else config.json says of the run, as JSON; it is no part of what a resumed run must share.
 
     Raises:
         ValueError: the batch does not split over the devices, a number of steps is not positive, or `start`
@@ -80,19 +82,19 @@ def fit(
     shardings = shard.state_shardings(checkpoint.abstract_state(family, cfg), mesh)
     init_key, data_key, sample_key = jax.random.split(key, 3)
     batches = data.batches(dataset, batch_size, seed=int(jax.random.bits(data_key)))
-    facts = {
+    identity = {
         "data": dataset.name,
         "split": dataset.split,
         "num_examples": len(dataset),
         "batch_size": batch_size,
+        "key": jax.random.key_data(key).tolist(),
     }
-    facts["key"] = jax.random.key_data(key).tolist()
 
     folder, state, writes = None, None, jax.process_index() == 0
     if run_dir is not None:
         folder = directory.resolve(run_dir)
         if writes:
-            directory.prepare(folder, directory.describe(family, cfg, **facts))
+            directory.prepare(folder, directory.describe(family, cfg, about=dict(facts or {}), **identity))
         shard.barrier("prepared")
         state = checkpoint.restore(folder, checkpoint.abstract_state(family, cfg, shardings))
         if writes:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax import Array
 
 from jaxgen.evaluation import likelihood, samples
 from jaxgen.evaluation.metric import Metric
 from jaxgen.run import directory
 from jaxgen.script import report
+from jaxgen.types import HasElbo, HasIwae, HasLogProb
 
 Evaluate = Callable[..., dict[str, Metric]]
 """(key, state, train, test, cfg, folder) -> metrics on held-out data; may leave pictures in the folder."""
@@ -29,21 +31,29 @@ def evaluate_run(
     extractor: str | None = None,
     evaluate: Evaluate | None = None,
 ) -> dict[str, Metric]:
-    """Evaluate on held-out data; writes report.json and report.html, prints the numbers."""
+    """Evaluate on held-out data; writes report.json and report.html, prints the numbers.
+
+    What an earlier evaluation of the same step has measured and this one has not stays in the report.
+    """
     run_dir = directory.resolve(run_dir)
     key = jax.random.fold_in(jax.random.key(seed), 1)
     samples_key = jax.random.fold_in(jax.random.key(seed), 2)
     since = time.perf_counter()
     if evaluate is None:
-        metrics = likelihood.evaluate(key, family, state, test, cfg)
+        metrics = likelihoods(key, family, state, test, cfg)
     else:
         metrics = evaluate(key, state, train, test, cfg, run_dir)
     if num_samples:
-        metrics |= samples.evaluate(
-            samples_key, family, state, train, test, cfg, num_samples, extractor, run_dir
-        )
+        draw = sampler(family, state, cfg)
+        metrics |= samples.measure(draw, train, test, num_samples, extractor, key=samples_key, folder=run_dir)
     if jax.process_index() == 0:
-        facts = {"test_split": test.split, "evaluation_minutes": round((time.perf_counter() - since) / 60, 2)}
+        step = int(state.step)
+        facts = {
+            "step": step,
+            "test_split": test.split,
+            "evaluation_minutes": round((time.perf_counter() - since) / 60, 2),
+        }
+        metrics = report.kept(run_dir, step) | metrics
         page = report.write(run_dir, metrics, num_params=num_params(state), **facts)
         print("\n".join(report.lines(metrics)))
         print(f"pictures in {run_dir}, all on one page in {page.name}")
@@ -53,3 +63,31 @@ def evaluate_run(
 def num_params(state: Any) -> int:
     """Trained numbers in a State: the leaves of its `params`."""
     return sum(leaf.size for leaf in jax.tree.leaves(getattr(state, "params", ())))
+
+
+def sampler(family: Any, state: Any, cfg: Any, **options: Any) -> Callable[[Array, int], Array]:
+    """draw(key, n) of a trained model, compiled; `options` are those of the family's `sample`."""
+    compiled = jax.jit(lambda key, state, n: family.sample(key, state, n, cfg, **options), static_argnums=2)
+    return lambda key, n: compiled(key, state, n)
+
+
+def likelihoods(
+    key: Array, family: Any, state: Any, dataset: Any, cfg: Any, num_samples: int = 1000
+) -> dict[str, Metric]:
+    """Every likelihood that a family can give on `dataset`, by name, negative: lower is better.
+
+    "nll" where there is an exact `log_prob`; "negative_elbo" where there is an `elbo`, an upper bound on it;
+    "nll_iwae_<num_samples>" where there is an `iwae`, a tighter one. `likelihood.reported` has their units.
+    """
+    functions: dict[str, Callable[[Array, Array], Array]] = {}
+    if isinstance(family, HasLogProb):
+        functions["nll"] = lambda key, x: family.log_prob(state, x, cfg)
+    if isinstance(family, HasElbo):
+        functions["negative_elbo"] = lambda key, x: family.elbo(key, state, x, cfg)
+    if isinstance(family, HasIwae):
+        functions[f"nll_iwae_{num_samples}"] = lambda key, x: family.iwae(key, state, x, cfg, num_samples)
+    found: dict[str, Metric] = {}
+    for name, function in functions.items():
+        measure = family.measure(cfg) if hasattr(family, "measure") else "bits"
+        found |= likelihood.reported(key, function, dataset, measure, name)
+    return found

@@ -12,6 +12,21 @@ from jaxgen.evaluation.metric import Metric
 from jaxgen.run import directory
 
 
+def kept(run_dir: str | Path, step: int) -> dict[str, Metric]:
+    """The metrics of the report that a run has, if it is of the checkpoint `step`.
+
+    A report of another step is kept as report-<step>.json.
+    """
+    path = directory.resolve(run_dir) / "report.json"
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text())
+    if found.get("step") == step:
+        return found["metrics"]
+    path.rename(path.with_name(f"report-{found.get('step', 'earlier')}.json"))
+    return {}
+
+
 def write(run_dir: str | Path, metrics: Mapping[str, Metric], **facts: Any) -> Path:
     """Write report.json with `facts` and `metrics`, and report.html; returns the page's path."""
     run_dir = directory.resolve(run_dir)
@@ -33,7 +48,8 @@ def write_page(run_dir: str | Path) -> Path:
     samples = sorted((run_dir / "samples").glob("*.png"), key=lambda path: int(path.stem))
     pictures = samples[-1:] + sorted(run_dir.glob("*.png"))
     title = f"{description['family'].removeprefix('jaxgen.')} on {description.get('data', 'data')}"
-    facts = {k: v for k, v in {**description, **report}.items() if k not in ("config", "metrics", "custom")}
+    facts = {**description, **description.get("about", {}), **report}
+    facts = {k: v for k, v in facts.items() if k not in ("config", "metrics", "custom", "about")}
     sections = [
         f"<h1>{html.escape(title)}</h1>",
         _metric_table(report.get("metrics", {})),

@@ -1,4 +1,4 @@
-"""A result: the JSON and pictures a run leaves in experiments/results, from which README's table is made."""
+"""A result: what a run leaves in experiments/results, from which the tables there and in README are made."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import jax
 
 from jaxgen.run import directory
 
-PLACES = ("--data-dir", "--run-dir", "--results")
+PLACES = ("--data-dir", "--results")
 """Options that say where things lie on one machine: no part of the command that gives a result."""
 
 
@@ -27,9 +27,7 @@ def write(
     seed: int,
     published: Mapping[tuple[str, str], tuple[float, str]],
 ) -> Path:
-    """Write <system>-<data>.json from an evaluated run, and its samples, if any, as the PNG of the same stem.
-
-    The run's other pictures go beside it as <stem>-<name>.png.
+    """Write <system>-<data>/result.json of an evaluated run, with its pictures; samples.png has its samples.
 
     Args:
         published: (data, metric) -> the figure in the literature, and where it stands.
@@ -47,7 +45,7 @@ def write(
         "paper": paper,
         "data": data,
         "tier": "laptop" if jax.default_backend() == "cpu" else "accelerator",
-        "command": command(sys.argv),
+        "command": command(sys.argv, f"runs/{system}-{file_name(data)}"),
         "seed": seed,
         "minutes": round(training_minutes(run_dir), 1),
         "device": device(),
@@ -55,15 +53,15 @@ def write(
         "num_params": report["num_params"],
         "metrics": report["metrics"],
     }
-    path = Path(folder) / f"{system}-{file_name(data)}.json"
+    path = Path(folder) / f"{system}-{file_name(data)}" / "result.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     directory.write_text(path, json.dumps(result, indent=2) + "\n")
     samples = sorted((run_dir / "samples").glob("*.png"), key=lambda picture: int(picture.stem))
     if samples:
-        shutil.copy(samples[-1], path.with_suffix(".png"))
+        shutil.copy(samples[-1], path.with_name("samples.png"))
     for picture in run_dir.glob("*.png"):
         if picture.stem not in ("curves", "samples"):
-            shutil.copy(picture, path.with_name(f"{path.stem}-{picture.name}"))
+            shutil.copy(picture, path.with_name(picture.name))
     return path
 
 
@@ -95,24 +93,38 @@ def file_name(data: str) -> str:
 
 
 def training_minutes(run_dir: Path) -> float:
-    """Minutes of training by the log, over all the times the run was resumed, with those of run_dir/first."""
+    """Minutes of training by the log, over all the times the run was resumed, and of what it started from.
+
+    That is the run it was given as `start`, and a first stage in its folder `first`.
+    """
     minutes = 0.0
     for folder in (run_dir, run_dir / "first"):
         step = 0
         for row in directory.read_metrics(folder):
             minutes += (row["step"] - step) / row["steps_per_second"] / 60
             step = int(row["step"])
-    return minutes
+    if not (run_dir / "config.json").exists():
+        return minutes
+    return minutes + directory.read_description(run_dir).get("about", {}).get("start_minutes", 0.0)
 
 
-def command(arguments: Sequence[str]) -> str:
-    """The command as anyone would give it, without `PLACES`."""
-    words, skip = [], False
-    for word in arguments[1:]:
-        if skip or word in PLACES:
-            skip = not skip
-        elif not word.startswith(tuple(f"{place}=" for place in PLACES)):
+def command(arguments: Sequence[str], run_dir: str | None = None) -> str:
+    """The command as anyone would give it: without `PLACES`, and with run directories under runs/.
+
+    `run_dir` stands in a command that names none, so that others can start from its run.
+    """
+    words: list[str] = []
+    rest = [part for word in arguments[1:] for part in (word.split("=", 1) if word[:2] == "--" else [word])]
+    while rest:
+        word = rest.pop(0)
+        if word in PLACES:
+            rest.pop(0)
+        elif word in ("--run-dir", "--start"):
+            words += [word, f"runs/{Path(rest.pop(0)).name}"]
+        else:
             words.append(word)
+    if run_dir is not None and "--run-dir" not in words:
+        words += ["--run-dir", run_dir]
     parts = Path(arguments[0]).parts
     inside = parts[parts.index("experiments") :] if "experiments" in parts else ("experiments", parts[-1])
     return shlex.join(["python", "/".join(inside), *words])

@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal
 import jax
 
 import jaxgen
-from jaxgen import data, types
-from jaxgen.run import shard
+from jaxgen import data, types, values
+from jaxgen.run import directory, shard
 from jaxgen.script import command_line, loggers, result
 from jaxgen.script.evaluation import Evaluate, evaluate_run
 
@@ -48,7 +48,7 @@ class Options:
     """Directory of a run of the same networks, also under other options, from whose parameters to start; for
     latent diffusion also of a first stage."""
     results: Path | None = None
-    """Also write the result as <system>-<data>.json with its picture into this folder."""
+    """Also write the result, <system>-<data>/result.json with its pictures, into this folder."""
     fsdp: int = 1
     """Devices over which the state itself is split; the rest split only the batch."""
     chunk: int | None = None
@@ -116,36 +116,23 @@ def main(systems: Mapping[str, System], arguments: list[str] | None = None) -> N
 
 def run_system(name: str, system: System, options: Options, cfg: Any) -> Any:
     """Train and evaluate one system as its script does; returns the State."""
+    shard.initialize()
     run_dir = options.run_dir or _new_run_dir(name, options)
     options = dataclasses.replace(options, run_dir=run_dir)
-    state = run(system.family, cfg, options, system.evaluate, system.before)
-    if options.results and jax.process_index() == 0:
-        folder, published = options.results, system.published
-        result.write(folder, run_dir, name, system.paper, options.data, options.seed, published)
-    return state
-
-
-def run(
-    family: Any,
-    cfg: Any,
-    options: Options,
-    evaluate: Evaluate | None = None,
-    before: Before | None = None,
-) -> Any:
-    """Load the data, shape `cfg` to it, fit, evaluate on the test split, report; returns the State."""
-    shard.initialize()
     train, test = (
         data.load(options.data, s, options.data_dir, options.image_size) for s in ("train", "test")
     )
-    cfg = types.shape_to(train, cfg)
-    run_dir = options.run_dir or _new_run_dir(family.__name__.rsplit(".", 1)[-1], options)
+    cfg = types.from_data(system.family, train, cfg)
     start = None
-    if before is not None:
-        cfg, start = before(train, cfg, dataclasses.replace(options, run_dir=run_dir))
+    about: dict[str, Any] = {"system": f"{main_module()}:{name}", "image_size": options.image_size}
+    if options.start is not None:
+        about["start_minutes"] = result.training_minutes(directory.resolve(options.start))
+    if system.before is not None:
+        cfg, start = system.before(train, cfg, options)
     elif options.start is not None:
         start = jaxgen.load(options.start)[2]
     state = jaxgen.fit(
-        family,
+        system.family,
         cfg,
         train,
         steps=options.steps,
@@ -158,10 +145,13 @@ def run(
         log_every=options.log_every,
         sample_every=options.sample_every,
         save_every=options.save_every,
-        on_log=loggers.on_log(options.logger, run_dir, family, cfg) if jax.process_index() == 0 else None,
+        on_log=loggers.on_log(options.logger, run_dir, system.family, cfg)
+        if jax.process_index() == 0
+        else None,
+        facts=about,
     )
     evaluate_run(
-        family,
+        system.family,
         cfg,
         state,
         train,
@@ -170,9 +160,38 @@ def run(
         seed=options.seed,
         num_samples=options.num_samples,
         extractor=options.extractor,
-        evaluate=evaluate,
+        evaluate=system.evaluate,
     )
+    if options.results and jax.process_index() == 0:
+        folder, published = options.results, system.published
+        result.write(folder, run_dir, name, system.paper, options.data, options.seed, published)
     return state
+
+
+def main_module() -> str:
+    """The name under which the running script can be imported: "experiments.gan" of experiments/gan.py."""
+    running = sys.modules["__main__"]
+    if running.__spec__ is not None:
+        return running.__spec__.name
+    path = Path(getattr(running, "__file__", None) or "interactive").resolve()
+    names = [path.stem]
+    while (path.parent / "__init__.py").exists():
+        path = path.parent
+        names.insert(0, path.name)
+    return ".".join(names)
+
+
+def of_run(run_dir: Path) -> System | None:
+    """The System that a run's config.json names; None if it names none, or one that cannot be imported."""
+    name = directory.read_description(run_dir).get("about", {}).get("system")
+    if not name:
+        return None
+    module, _, system = name.partition(":")
+    try:
+        found = getattr(values.imported(module), "SYSTEMS", {}).get(system)
+    except ValueError:
+        return None
+    return found if isinstance(found, System) else None
 
 
 def _new_run_dir(name: str, options: Options) -> Path:

@@ -1,23 +1,18 @@
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen import data
+from jaxgen import data, evaluation
 from jaxgen.evaluation import features, samples
 
 
 def drawing(population):
-    """A family whose samples are draws from a fixed population."""
+    """Draws from a fixed population."""
     population = jnp.asarray(population)
-
-    def sample(key, state, n, cfg):
-        return population[jax.random.randint(key, (n,), 0, len(population))]
-
-    return types.SimpleNamespace(sample=sample)
+    return lambda key, n: population[jax.random.randint(key, (n,), 0, len(population))]
 
 
 @functools.cache
@@ -25,13 +20,12 @@ def split(name, part):
     return data.load(name, part)
 
 
-def evaluate(name, population, **options):
-    sets = split(name, "train"), split(name, "test")
-    return samples.evaluate(jax.random.key(0), drawing(population), None, *sets, None, **options)
+def evaluate(name, population, n=10_000, **options):
+    return evaluation.measure(drawing(population), split(name, "train"), split(name, "test"), n, **options)
 
 
 def test_true_draws_of_the_ring_reach_the_floor():
-    found = evaluate("ring", split("ring", "train").arrays["x"][::2], num_samples=2000)
+    found = evaluate("ring", split("ring", "train").arrays["x"][::2], n=2000)
     assert found["modes"]["value"] == found["modes"]["floor"] == 8
     assert found["high_quality"]["value"] == pytest.approx(0.9889, abs=0.01)
     assert found["reverse_kl"]["value"] < 0.01
@@ -41,7 +35,7 @@ def test_true_draws_of_the_ring_reach_the_floor():
 
 def test_half_a_ring_falls_short():
     x, label = (split("ring", "train").arrays[name] for name in ("x", "label"))
-    found = evaluate("ring", x[label < 4], num_samples=2000)
+    found = evaluate("ring", x[label < 4], n=2000)
     assert found["modes"]["value"] == 4
     assert found["reverse_kl"]["value"] == pytest.approx(np.log(2), abs=0.02)
     assert found["recall"]["value"] < 0.6 < 0.8 < found["recall"]["floor"]
@@ -51,8 +45,8 @@ def test_half_a_ring_falls_short():
 def test_pictures_are_measured_by_their_features(tmp_path):
     train = split("digits", "train")
     blurred = (train[:]["image"] + np.roll(train[:]["image"], 1, 1)) / 2
-    real = evaluate("digits", train[:]["image"], num_samples=300)
-    spoilt = evaluate("digits", blurred, num_samples=300, folder=tmp_path)
+    real = evaluate("digits", train[:]["image"], n=300)
+    spoilt = evaluate("digits", blurred, n=300, folder=tmp_path)
     name = features.load("small-cnn", train).name
     for metric in ("frechet", "kernel"):
         better, worse = (found[f"{metric} ({name})"] for found in (real, spoilt))
@@ -70,14 +64,14 @@ def test_copies_of_the_training_set_are_found_out():
 
 
 def test_samples_do_not_depend_on_how_many_are_drawn_at_once():
-    draws = [samples.draw(jax.random.key(0), drawing(np.arange(10.0)), None, n, None, 4) for n in (4, 10)]
+    draws = [samples.drawn(jax.random.key(0), drawing(np.arange(10.0)), n, 4) for n in (4, 10)]
     assert draws[1].shape == (10,)
     np.testing.assert_array_equal(draws[0], draws[1][:4])
 
 
 def test_samples_that_are_not_finite():
     with pytest.raises(ValueError, match="not finite"):
-        evaluate("ring", np.full((10, 2), np.nan, np.float32), num_samples=100)
+        evaluate("ring", np.full((10, 2), np.nan, np.float32), n=100)
 
 
 def test_label_accuracy_counts_the_class_asked_for():

@@ -15,8 +15,9 @@ import jaxgen
 from jaxgen import cli, data, types
 from jaxgen.autoencoder import vae
 from jaxgen.evaluation import likelihood
+from jaxgen.evaluation.metric import metric
 from jaxgen.run import checkpoint, directory
-from jaxgen.script import result
+from jaxgen.script import likelihoods, report, result, systems
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "experiments" / "autoencoder.py"
@@ -73,7 +74,7 @@ def test_a_script_leaves_a_whole_run_directory(finished):
 
 def test_a_script_writes_its_result(finished):
     folder, _ = finished
-    written = json.loads((folder / "results" / "vae-digits.json").read_text())
+    written = json.loads((folder / "results" / "vae-digits" / "result.json").read_text())
     assert set(written) == {
         *(
             "system",
@@ -92,8 +93,8 @@ def test_a_script_writes_its_result(finished):
     assert str(folder) not in json.dumps(written)
     assert written["command"].startswith("python experiments/autoencoder.py vae --steps 20")
     assert written["num_params"] > 1000
-    pictures = {path.name for path in (folder / "results").glob("*.png")}
-    assert {"vae-digits.png", "vae-digits-reconstructions.png"} <= pictures
+    pictures = {path.name for path in (folder / "results" / "vae-digits").glob("*.png")}
+    assert {"samples.png", "reconstructions.png"} <= pictures
 
 
 def test_the_command_of_a_result_names_no_place():
@@ -106,7 +107,8 @@ def test_the_command_of_a_result_names_no_place():
         "5",
         "--run-dir=/r",
     ]
-    assert result.command(arguments) == "python experiments/autoencoder.py vae --steps 5"
+    assert result.command(arguments[:-1], "runs/vae-digits").endswith("--steps 5 --run-dir runs/vae-digits")
+    assert result.command(arguments) == "python experiments/autoencoder.py vae --steps 5 --run-dir runs/r"
 
 
 def test_what_a_script_saves_says_how_it_came_about(tmp_path):
@@ -126,10 +128,10 @@ def test_a_run_loads_and_the_numbers_come_again(finished):
     family, cfg, state = jaxgen.load(folder / "run")
     assert family is vae
     key = jax.random.fold_in(jax.random.key(0), 1)
-    metrics = likelihood.evaluate(key, family, state, data.load("digits", "test"), cfg, 1000)
+    metrics = likelihoods(key, family, state, data.load("digits", "test"), cfg, 1000)
     written = json.loads((folder / "run" / "report.json").read_text())["metrics"]
-    for name, metric in metrics.items():
-        assert metric["value"] == pytest.approx(written[name]["value"], rel=1e-5)
+    for name, found in metrics.items():
+        assert found["value"] == pytest.approx(written[name]["value"], rel=1e-5)
 
 
 def test_the_jaxgen_command_lists_samples_evaluates_and_reports(finished, capsys):
@@ -245,4 +247,47 @@ def test_a_config_of_another_version_is_one_line(tmp_path):
     description["config"]["gone"] = 1
     directory.write_text(tmp_path / "config.json", json.dumps(description))
     with pytest.raises(jaxgen.RunError, match="does not fit this version"):
+        jaxgen.load(tmp_path)
+
+
+def test_a_run_knows_its_system_and_is_evaluated_as_its_script_does(finished, capsys):
+    folder, _ = finished
+    assert directory.read_description(folder / "run")["about"]["system"] == "experiments.autoencoder:vae"
+    assert systems.of_run(folder / "run").paper == "Kingma & Welling 2014"
+    pictures = folder / "run" / "reconstructions.png"
+    pictures.unlink()
+    cli.main(["evaluate", str(folder / "run"), "--num-samples", "0"])
+    assert pictures.exists()  # the default evaluation draws none
+    assert "nll_iwae_1000" in capsys.readouterr().out
+
+
+def test_a_report_is_never_replaced_by_a_poorer_one(tmp_path):
+    directory.write_text(tmp_path / "config.json", json.dumps(directory.describe(vae, vae.Config())))
+    two = {"first": metric(1.0, "nats", 10), "second": metric(2.0, "nats", 10)}
+    report.write(tmp_path, two, step=5)
+    assert report.kept(tmp_path, 5) == two
+    assert report.kept(tmp_path, 6) == {}
+    assert json.loads((tmp_path / "report-5.json").read_text())["metrics"] == two
+
+
+@pytest.mark.parametrize("name", ["no.such.module:vae", "subprocess:Popen", "jaxgen.values:Adam", ""])
+def test_a_run_of_an_unknown_system_has_none(tmp_path, name):
+    description = directory.describe(vae, vae.Config(), about={"system": name})
+    directory.write_text(tmp_path / "config.json", json.dumps(description))
+    assert systems.of_run(tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["subprocess", "jaxgen.values", "no_such_package.model"])
+def test_a_run_of_no_family_is_refused(tmp_path, name):
+    description = directory.describe(vae, vae.Config()) | {"family": name}
+    directory.write_text(tmp_path / "config.json", json.dumps(description))
+    with pytest.raises(jaxgen.RunError, match=name):
+        jaxgen.load(tmp_path)
+
+
+def test_a_part_of_a_stranger_is_refused_by_load(tmp_path):
+    description = directory.describe(vae, vae.Config())
+    description["config"]["optimizer"] = {"is": "subprocess:Popen", "args": ["true"]}
+    directory.write_text(tmp_path / "config.json", json.dumps(description))
+    with pytest.raises(jaxgen.RunError, match="subprocess"):
         jaxgen.load(tmp_path)

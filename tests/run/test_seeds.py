@@ -1,0 +1,57 @@
+"""Several seeds at once are the seeds one by one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgen
+from jaxgen import data, shard
+from jaxgen.classical import gmm
+from jaxgen.run.seeds import Seeds
+
+CFG = gmm.Config(shape=(2,), num_components=3, covariance="diagonal")
+
+
+def test_every_seed_is_trained_as_if_alone():
+    several = Seeds(gmm, 3)
+    key = jax.random.key(0)
+    batch = {"x": jax.random.normal(key, (30, 2))}
+    state = several.init(key, CFG, batch)
+    for _ in range(2):
+        state, metrics = jax.jit(several.train_step, static_argnums=2)(state, batch, CFG)
+    for index, own in enumerate(jax.random.split(key, 3)):
+        part = {"x": batch["x"][10 * index : 10 * index + 10]}
+        alone = gmm.init(own, CFG, part)
+        for _ in range(2):
+            alone, _ = gmm.train_step(alone, part, CFG)
+        jax.tree.map(
+            lambda many, one, index=index: np.testing.assert_allclose(many[index], one, rtol=1e-4, atol=1e-5),
+            state.states.params,
+            alone.params,
+        )
+    assert all(metric.shape == () for metric in metrics.values())
+
+
+def test_fit_trains_and_resumes_them(tmp_path):
+    train, several = data.load("ring"), Seeds(gmm, 4)
+    options = {"batch_size": 64, "key": jax.random.key(1), "mesh": shard.mesh(data=1), "sample_every": 0}
+    straight = jaxgen.fit(several, CFG, train, steps=6, **options)
+    jaxgen.fit(several, CFG, train, steps=3, run_dir=tmp_path, **options)
+    resumed = jaxgen.fit(several, CFG, train, steps=6, run_dir=tmp_path, **options)
+    jax.tree.map(np.testing.assert_array_equal, straight.states.params, resumed.states.params)
+    means = straight.states.params.means
+    assert means.shape[0] == 4
+    assert not np.allclose(means[0], means[1])
+    family, cfg, loaded = jaxgen.load(tmp_path)
+    assert (family, cfg) == (several, CFG)
+    jax.tree.map(np.testing.assert_array_equal, loaded.states.params, resumed.states.params)
+    assert several.sample(jax.random.key(2), straight, 10, CFG).shape == (10, 2)
+    assert several.sample_each(jax.random.key(2), straight, 5, CFG).shape == (4, 5, 2)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="3 seeds cannot share a batch of 10"):
+        Seeds(gmm, 3).init(jax.random.key(0), CFG, {"x": jnp.zeros((10, 2))})
+    with pytest.raises(ValueError, match="at least one seed"):
+        Seeds(gmm, 0)
