@@ -83,11 +83,11 @@ def networks(cfg: Config) -> tuple[nn.Module, nn.Module]:
     """The generator, and the discriminator with its last layer."""
     facts = {"shape": cfg.shape, "num_labels": num_labels(cfg), "dtype": cfg.dtype}
     body = values.filled(cfg.discriminator, **facts)
-    discriminator = head.Discriminator(body, cfg.packing, conditioning(cfg), cfg.minibatch, cfg.dtype)
+    discriminator = head.Discriminator(body, cfg.packing, conditioning_of(cfg), cfg.minibatch, cfg.dtype)
     return values.filled(cfg.generator, **facts), discriminator
 
 
-def conditioning(cfg: Config) -> Conditioning:
+def conditioning_of(cfg: Config) -> Conditioning:
     """The config's conditioning with the number of classes, or the one without labels."""
     found: Any = cfg.conditioning or Conditioning()
     filled: Conditioning = values.filled(found, num_classes=cfg.num_classes)
@@ -96,12 +96,12 @@ def conditioning(cfg: Config) -> Conditioning:
 
 def num_labels(cfg: Config) -> int:
     """Classes of the labels that go with z; 0 of an unconditional model."""
-    return conditioning(cfg).num_labels
+    return conditioning_of(cfg).num_labels
 
 
 def draw_codes(key: Array, n: int, cfg: Config, truncation: float | None = None) -> Array:
     """n draws of z, (n, num_latents and continuous codes): normal, and then even in [-1, 1]."""
-    shape, count = (n, cfg.num_latents), conditioning(cfg).num_continuous_codes
+    shape, count = (n, cfg.num_latents), conditioning_of(cfg).num_continuous_codes
     if truncation is None:
         z = jax.random.normal(key, shape)
     else:
@@ -138,7 +138,7 @@ def optimizer(cfg: Config, player: str) -> optax.GradientTransformation:
 
 def check(cfg: Config) -> None:
     """Raises ValueError for settings that do not go together."""
-    how = conditioning(cfg)
+    how = conditioning_of(cfg)
     if cfg.loss not in LOSSES:
         raise ValueError(f"unknown loss {cfg.loss!r}: there are {', '.join(sorted(LOSSES))}")
     if cfg.label_smoothing and cfg.loss not in SMOOTHED:

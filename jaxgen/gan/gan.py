@@ -23,7 +23,7 @@ from jax import Array
 from jaxgen.gan import diagnostics, penalties
 from jaxgen.gan.conditioning import Verdict
 from jaxgen.gan.config import Config as Config
-from jaxgen.gan.config import check, conditioning, draw_codes, networks, num_labels, optimizer, with_label
+from jaxgen.gan.config import check, conditioning_of, draw_codes, networks, num_labels, optimizer, with_label
 from jaxgen.gan.diagnostics import warnings as warnings
 from jaxgen.gan.losses import LOSSES
 from jaxgen.types import Batch, Metrics, observed
@@ -50,7 +50,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     generator_key, discriminator_key, step_key = jax.random.split(key, 3)
     generator, discriminator = networks(cfg)
     label = jnp.zeros(cfg.packing, jnp.int32)
-    codes = jnp.zeros((cfg.packing, cfg.num_latents + conditioning(cfg).num_continuous_codes))
+    codes = jnp.zeros((cfg.packing, cfg.num_latents + conditioning_of(cfg).num_continuous_codes))
     variables = {
         "generator": generator.init(generator_key, with_label(codes, label, cfg), False),
         "discriminator": discriminator.init(
@@ -74,7 +74,7 @@ def discriminator_loss(
     `turn` counts the discriminator's steps of a training step. Returns the loss, and the discriminator's new
     statistics with what there is to log.
     """
-    loss, how = LOSSES[cfg.loss], conditioning(cfg)
+    loss, how = LOSSES[cfg.loss], conditioning_of(cfg)
     penalty: Any = cfg.penalty
     code_key, real_key, fake_key, flip_key, penalty_key, label_key = jax.random.split(key, 6)
     real, label = observed(batch), how.labels(batch, label_key)
@@ -125,7 +125,7 @@ def generator_loss(
 
     Returns the loss, and the generator's new statistics with what there is to log.
     """
-    how = conditioning(cfg)
+    how = conditioning_of(cfg)
     code_key, real_key, fake_key, unrolling_key, label_key = jax.random.split(key, 5)
     real, label = observed(batch), how.labels(batch, label_key)
     fake, codes, stats = _generate(params, state, code_key, len(real), label, cfg)
