@@ -217,16 +217,6 @@ def decode(state: State, z: Array, cfg: Config, label: Array | int | None = None
     return _likelihood(cfg).mean(state.params["likelihood"], output)
 
 
-def to_codes(state: State, x: Array, cfg: Config) -> Array:
-    """Real-valued codes of data x (B, *shape), (B, num_latents), the posterior means."""
-    return encode(state, x, cfg)
-
-
-def from_codes(state: State, z: Array, cfg: Config) -> Array:
-    """Data of codes as `to_codes` gives them, (B, *shape)."""
-    return decode(state, z, cfg)
-
-
 def reconstruct(state: State, x: Array, cfg: Config, label: Array | None = None) -> Array:
     """x decoded from its posterior mean, (B, *shape)."""
     return decode(state, encode(state, x, cfg, label), cfg, label)
