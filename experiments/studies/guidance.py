@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxgen
-from jaxgen import data, plot, script, shard
-from jaxgen.diffusion import ddpm
+from jaxgen import data, plot, script, shard, types
+from jaxgen.diffusion import ddpm, networks, samplers
 from jaxgen.evaluation import features, frechet, prdc, samples
 from jaxgen.script import result
+from jaxgen.values import Adam, Cosine
 
 COLUMNS = 10
 
@@ -57,12 +58,11 @@ def trained(options: Options, train: data.Dataset) -> tuple[ddpm.State, ddpm.Con
             raise ValueError(f"{options.run} holds no conditional ddpm of {options.data}")
         return state, cfg
     cfg = ddpm.Config(
-        shape=train.shape,
-        num_classes=train.num_classes,
         conditional=True,
-        patch=options.patch,
-        decay_steps=options.steps,
+        network=networks.UNet(patch=options.patch),
+        optimizer=Adam(1e-3, schedule=Cosine(decay_steps=options.steps), gradient_clip=1.0),
     )
+    cfg = types.from_data(ddpm, train, cfg)
     key = jax.random.key(options.seed)
     return jaxgen.fit(
         ddpm, cfg, train, steps=options.steps, batch_size=options.batch_size, key=key, mesh=shard.mesh(1)
@@ -81,8 +81,8 @@ def measure(options, state, cfg, train, test):
     within = spread(real, np.asarray(test[:n]["label"]))
 
     def draw(key, label, scale):
-        how = {"sampler": "dpm_solver_pp", "steps": options.calls, "guidance": scale}
-        return ddpm.sample(key, state, len(label), cfg, label, **how)
+        how = samplers.DPMSolverPP(options.calls)
+        return ddpm.sample(key, state, len(label), cfg, label, sampler=how, guidance=scale)
 
     def row(images, wanted):
         found = features.of(extractor, images)
