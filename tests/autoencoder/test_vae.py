@@ -164,7 +164,8 @@ def test_levels_of_the_data_reach_the_loss_and_not_the_bound():
     @jax.jit
     def evaluated(key):
         losses = [vae.loss(state.params, {"x": x}, key, c)[0] for c in configs]
-        return losses, [vae.elbo(key, state, x, c) for c in configs]
+        bounds = [(vae.elbo(key, state, x, c), vae.iwae(key, state, x, c, 2)) for c in configs]
+        return losses, bounds
 
     losses, bounds = evaluated(jax.random.key(1))
     assert len(set(map(float, losses))) == 3
