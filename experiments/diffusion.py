@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxgen import plot
 from jaxgen.autoencoder import vq_vae
+from jaxgen.autoencoder.vector_networks import ResidualDecoder, ResidualEncoder
 from jaxgen.diffusion import (
     consistency,
     curricula,
@@ -224,7 +225,9 @@ SYSTEMS = {
     "latent": System(
         family=latent,
         config=latent.Config(
-            first=vq_vae.Config(network="conv", hidden=(64,), num_codes=256, code_size=3),
+            first=vq_vae.Config(
+                encoder=ResidualEncoder((64,)), decoder=ResidualDecoder((64,)), num_codes=256, code_size=3
+            ),
             prior=ddpm.Config(network=networks.UNet()),
         ),
         paper=ROMBACH,
@@ -235,7 +238,12 @@ SYSTEMS = {
     "latent_fashion_mnist": System(
         family=latent,
         config=latent.Config(
-            first=vq_vae.Config(network="conv", hidden=(32, 64), num_codes=512, code_size=4),
+            first=vq_vae.Config(
+                encoder=ResidualEncoder((32, 64)),
+                decoder=ResidualDecoder((64, 32)),
+                num_codes=512,
+                code_size=4,
+            ),
             prior=ddpm.Config(network=networks.UNet()),
         ),
         paper=ROMBACH,

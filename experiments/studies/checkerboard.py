@@ -74,7 +74,7 @@ def trained(cfg, train, options):
         steps=options.steps,
         batch_size=options.batch_size,
         key=jax.random.key(options.seed),
-        run_dir=options.run_dir and options.run_dir / cfg.upsampling,
+        run_dir=options.run_dir and options.run_dir / cfg.generator.upsampling,
     )
     return samples.drawn(jax.random.key(options.seed), script.sampler(gan, state, cfg), NUM_SAMPLES)
 
@@ -121,14 +121,15 @@ def main(options: Options) -> None:
     train, test = (data.load(options.data, split, options.data_dir) for split in ("train", "test"))
     sets = {"data": test[:NUM_SAMPLES]["image"][None]}
     for upsampling in options.upsampling:
-        cfg = types.shape_to(train, dataclasses.replace(presets.DCGAN, upsampling=upsampling))
+        generator = presets.DCGAN.generator.clone(upsampling=upsampling)
+        cfg = types.shape_to(train, dataclasses.replace(presets.DCGAN, generator=generator))
         sets[f"{upsampling}, untrained"] = untrained(cfg, options.inits, options.seed)
         if options.steps:
             sets[f"{upsampling}, {options.steps} steps"] = trained(cfg, train, options)[None]
     for run in options.runs:
         _, cfg, state = jaxgen.load(run)
         images = samples.drawn(jax.random.key(options.seed), script.sampler(gan, state, cfg), NUM_SAMPLES)
-        sets[f"{cfg.upsampling}, {state.step} steps"] = images[None]
+        sets[f"{cfg.generator.upsampling}, {state.step} steps"] = images[None]
     rows = [row_of(name, images) for name, images in sets.items()]
     noise = {f"period {period}": (period**2 - 1) / (np.prod(train.shape[:2]) - 1) for period in PERIODS}
     for row in [{"images": "white noise, expected", **noise}, *rows]:

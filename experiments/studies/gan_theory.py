@@ -19,7 +19,9 @@ import scipy.optimize
 from jaxgen import script
 from jaxgen.gan import gan
 from jaxgen.gan.losses import DIVERGENCES, LOSSES
+from jaxgen.gan.networks import mlp
 from jaxgen.script import result
+from jaxgen.values import Adam, Linear
 
 GRID = np.linspace(-12.0, 12.0, 4801)
 """Where densities are summed."""
@@ -92,11 +94,8 @@ def trained_logits(shifts, options):
         shape=(1,),
         num_latents=2,
         generator=Mixture(),
-        discriminator_widths=(64, 64),
-        discriminator_learning_rate=2e-3,
-        learning_rate=0.0,
-        beta1=0.9,
-        decay_steps=options.steps,
+        discriminator=mlp.Discriminator((64, 64)),
+        discriminator_optimizer=Adam(2e-3, schedule=Linear(options.steps)),
     )
 
     def one(key, shift):

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen import data, script
+from jaxgen import data, script, values
 from jaxgen.data import points
 from jaxgen.evaluation import modes
 from jaxgen.gan import gan, presets
@@ -74,7 +74,7 @@ def measure(options, name, train):
     """What the seeds of one system reach, and their samples (seeds, N, 2), at every look."""
     preset, since = presets.POINTS[name], time.perf_counter()
     steps = options.steps or preset.steps
-    cfg = dataclasses.replace(preset.config, decay_steps=steps if preset.decays else 0)
+    cfg = presets.decaying(preset.config, steps) if preset.decays else preset.config
     keys = jax.random.split(jax.random.key(options.seed), options.seeds)
     draw = jax.jit(jax.vmap(lambda key, state: gan.sample(key, state, NUM_POINTS, cfg)))
     history = []
@@ -156,7 +156,7 @@ def table(name, rows):
 
 
 def json_config(cfg):
-    return {key: value for key, value in dataclasses.asdict(cfg).items() if value is not None}
+    return {field.name: values.to_json(getattr(cfg, field.name)) for field in values.options(cfg)}
 
 
 def save_samples(path, pictures, train):

@@ -20,7 +20,7 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 
 from jaxgen import script
-from jaxgen.classical import hmm
+from jaxgen.classical import emissions, hmm
 from jaxgen.script import result
 
 NUM_ANGLES = 16
@@ -147,7 +147,7 @@ def main(options: Options) -> None:
     cfg = hmm.Config(
         shape=(options.num_moves + 1,),
         num_states=options.num_states + 1,
-        num_symbols=NUM_ANGLES + 1,
+        emission=emissions.Symbols(NUM_ANGLES + 1),
         left_to_right=True,
         max_steps=options.num_steps,
         tolerance=-np.inf,

@@ -11,14 +11,22 @@ import pytest
 
 import jaxgen
 from jaxgen import data, types, values
-from jaxgen.autoencoder import ae, vae, vq_vae
+from jaxgen.autoencoder import ae, vae, vector_networks, vq_vae
+from jaxgen.autoencoder.networks import DenseDecoder, DenseEncoder
 from jaxgen.diffusion import ddpm, latent, processes
 from jaxgen.diffusion.networks import MLP, Transformer, UNet
 from jaxgen.diffusion.samplers import DDIM
 
 TINY = ddpm.Config(network=MLP((8,)), num_steps=10, sampler=DDIM(4))
-SMALL = latent.Config(first=vae.Config(hidden=(16,), num_latents=4), prior=TINY)
-QUANTISED = vq_vae.Config(shape=(4, 4, 1), hidden=(8,), num_codes=5, code_size=2, num_positions=3)
+VAE = vae.Config(encoder=DenseEncoder((16,)), decoder=DenseDecoder((16,)), num_latents=4)
+SMALL = latent.Config(first=VAE, prior=TINY)
+QUANTISED = vq_vae.Config(
+    shape=(4, 4, 1),
+    encoder=vector_networks.DenseEncoder(3, (8,)),
+    decoder=DenseDecoder((8,)),
+    num_codes=5,
+    code_size=2,
+)
 
 
 class Identity(nn.Module):
@@ -36,11 +44,15 @@ def quantised():
 
 
 def test_a_config_holds_those_of_the_first_stage_and_of_the_codes():
-    first = vae.Config(hidden=(7,), num_latents=5)
+    first = vae.Config(encoder=DenseEncoder((7,)), decoder=DenseDecoder((7,)), num_latents=5)
     cfg = latent.Config(shape=(3, 2), num_classes=4, first=first, prior=TINY)
     assert latent.first_config(cfg) == dataclasses.replace(first, shape=(3, 2))
     assert latent.prior(cfg) == dataclasses.replace(TINY, shape=(5,), levels=0, num_classes=4)
-    quantised = vq_vae.Config(network="conv", hidden=(4,), code_size=3)
+    quantised = vq_vae.Config(
+        encoder=vector_networks.ResidualEncoder((4,)),
+        decoder=vector_networks.ResidualDecoder((4,)),
+        code_size=3,
+    )
     assert latent.prior(latent.Config(first=quantised)).shape == (4, 4, 3)
     assert latent.code_shape(latent.Config(shape=QUANTISED.shape, first=QUANTISED)) == (3, 2)
     assert values.from_json(values.to_json(cfg)) == cfg
@@ -168,7 +180,9 @@ def test_a_run_is_loaded_with_its_first_stage(tmp_path):
 @pytest.mark.slow
 def test_it_learns_more_of_digits_than_each_code_alone_tells():
     train, test = (jnp.asarray(data.load("digits", split)[:]["image"]) for split in ("train", "test"))
-    first_cfg = ae.Config(shape=train.shape[1:], hidden=(64,), num_latents=16)
+    first_cfg = ae.Config(
+        shape=train.shape[1:], encoder=DenseEncoder((64,)), decoder=DenseDecoder((64,)), num_latents=16
+    )
     prior = ddpm.Config(network=MLP((128, 128)), num_steps=200, target="x0")
     cfg = latent.Config(shape=train.shape[1:], first=first_cfg, prior=prior)
 

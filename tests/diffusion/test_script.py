@@ -12,6 +12,8 @@ import jaxgen
 from experiments import diffusion as experiment
 from jaxgen import data, script, types
 from jaxgen.autoencoder import vq_vae
+from jaxgen.autoencoder.networks import DenseDecoder
+from jaxgen.autoencoder.vector_networks import DenseEncoder
 from jaxgen.diffusion import ddpm, latent
 from jaxgen.diffusion.networks import MLP
 from jaxgen.script import result, stages
@@ -50,7 +52,9 @@ def test_an_evaluation_leaves_numbers_and_pictures(tmp_path):
 
 @pytest.mark.slow
 def test_latent_diffusion_trains_its_first_stage_or_takes_one(tmp_path):
-    first_cfg = vq_vae.Config(hidden=(8,), num_codes=8, code_size=2)
+    first_cfg = vq_vae.Config(
+        encoder=DenseEncoder(8, (8,)), decoder=DenseDecoder((8,)), num_codes=8, code_size=2
+    )
     tiny = ddpm.Config(network=MLP((8,)), num_steps=10)
     settings = {"ddim 10": experiment.SETTINGS["ddim 10"]}
     system = experiment.System(
@@ -77,7 +81,9 @@ def test_latent_diffusion_trains_its_first_stage_or_takes_one(tmp_path):
     assert result.training_minutes(tmp_path / "run") > result.training_minutes(tmp_path / "run" / "first") > 0
 
     # Another run starts from that first stage, whatever its own options say, or from the whole.
-    other = latent.Config(first=vq_vae.Config(hidden=(3,)), prior=tiny)
+    other = latent.Config(
+        first=vq_vae.Config(encoder=DenseEncoder(8, (3,)), decoder=DenseDecoder((3,))), prior=tiny
+    )
     options = experiment.Options(start=tmp_path / "run" / "first")
     cfg, again = system.before(train, other, options)
     assert latent.first_config(cfg) == first_cfg

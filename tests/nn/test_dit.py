@@ -13,6 +13,7 @@ from jaxgen.diffusion.networks import Transformer
 from jaxgen.diffusion.objectives import Hybrid
 from jaxgen.nn import dit, patches
 from jaxgen.nn.dit import Block, DiT
+from tests.nn.compare import jit
 
 SMALL = DiT(3, patch=2, width=8, depth=2, num_heads=2, num_labels=3)
 
@@ -29,7 +30,7 @@ INPUTS = jax.random.normal(jax.random.key(0), (2, 6, 4, 3)), jnp.array([3, 700])
 IN_ORDER = np.arange(6)
 
 
-@jax.jit
+@jit
 def apply(variables, x, t, label, order=IN_ORDER):
     """SMALL with the codes of places in another order."""
     original = dit.positions
@@ -40,7 +41,7 @@ def apply(variables, x, t, label, order=IN_ORDER):
 
 @pytest.fixture(scope="module")
 def first():
-    return jax.jit(SMALL.init)(jax.random.key(1), *INPUTS)
+    return jit(SMALL.init)(jax.random.key(1), *INPUTS)
 
 
 def test_patches_are_squares_of_pixels():
@@ -62,7 +63,7 @@ def test_places_are_told_by_row_and_by_column():
 
 
 def test_a_block_is_the_identity_at_first_and_then_the_definition(first):
-    apply = jax.jit(Block(num_heads=2).apply)
+    apply = jit(Block(num_heads=2).apply)
     x, c = jax.random.normal(jax.random.key(0), (2, 5, 8)), jax.random.normal(jax.random.key(1), (2, 8))
     for index in range(SMALL.depth):
         params = jax.tree.map(lambda leaf, index=index: leaf[index], first["params"]["blocks"])
