@@ -10,7 +10,7 @@ import pytest
 
 import jaxgen
 from experiments import diffusion as experiment
-from jaxgen import data, types
+from jaxgen import data, script, types
 from jaxgen.autoencoder import vq_vae
 from jaxgen.autoencoder.networks import DenseDecoder
 from jaxgen.autoencoder.vector_networks import DenseEncoder
@@ -44,7 +44,7 @@ def test_an_evaluation_leaves_numbers_and_pictures(tmp_path):
     )
     names = [name for name in metrics if name.startswith("frechet")]
     assert [name.rsplit(", ")[1] for name in names] == ["dpm_solver_pp 10"]
-    nats, bits = (metrics[name]["value"] for name in ("negative_elbo", "elbo_bits_per_dim"))
+    nats, bits = (metrics[name]["value"] for name in ("negative_elbo", "negative_elbo_bits_per_dim"))
     assert bits == pytest.approx(nats / (64 * np.log(2)))
     assert bits > np.log2(17) - 1  # the network is untrained, and digits have 17 levels
     assert {path.name for path in tmp_path.iterdir()} == {"forward.png", "backward.png", "samplers.png"}
@@ -65,7 +65,7 @@ def test_latent_diffusion_trains_its_first_stage_or_takes_one(tmp_path):
         before=functools.partial(stages.first_stage, steps=5),
     )
     options = experiment.Options(steps=2, batch_size=64, num_samples=0, run_dir=tmp_path / "run")
-    state = experiment.run_system("latent", system, options, system.config)
+    state = script.run_system("latent", system, options, system.config)
     _, _, first = jaxgen.load(tmp_path / "run" / "first")
     assert (int(first.step), int(state.step)) == (5, 2)
     np.testing.assert_array_equal(state.first.params["codebook"], first.params["codebook"])
