@@ -115,15 +115,17 @@ def spread(x: np.ndarray, label: np.ndarray) -> float:
 
 def save_curves(path, rows, floor):
     """Every measure over the guidance scale; the dashes are real data's."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.2), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 4), ("accuracy", "frechet", "recall", "spread"), strict=True):
-        axes.plot([row["guidance"] for row in rows], [row[name] for row in rows], marker="o")
-        axes.axhline(floor[name], color="grey", linestyle="--")
-        axes.set(xlabel="guidance", title=name)
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
+    scales = [row["guidance"] for row in rows]
+    panels = [
+        plot.Panel(
+            [plot.Curve(scales, [row[name] for row in rows])],
+            name,
+            "guidance",
+            levels={"training data": floor[name]},
+        )
+        for name in ("accuracy", "frechet", "recall", "spread")
+    ]
+    plot.save_panels(path, panels, columns=4, size=(2.75, 3.2))
 
 
 def main(options: Options) -> None:
@@ -138,6 +140,7 @@ def main(options: Options) -> None:
     facts = {
         "data": options.data,
         "n": min(options.num_samples, len(test)),
+        "seed": options.seed,
         "training_data": floor,
     }
     result.save(options.results / f"{options.data}.json", {**facts, "rows": rows}, since)

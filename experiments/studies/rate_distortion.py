@@ -109,7 +109,7 @@ def main(options: Options) -> None:
                 print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     options.results.mkdir(parents=True, exist_ok=True)
     save_curves(options.results / f"{options.data}.png", rows)
-    facts = {"data": options.data, "n": len(test), "rows": rows}
+    facts = {"data": options.data, "n": len(test), "seed": options.seed, "rows": rows}
     result.save(options.results / f"{options.data}.json", facts, since)
 
 

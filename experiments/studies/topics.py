@@ -272,6 +272,7 @@ def main(options: Options) -> None:
     facts = {
         "data": name,
         "n": int(corpus.held_out.sum()),
+        "seed": options.seed,
         "models": rows,
     }
     result.save(options.results / f"{name}.json", facts, since, words)
