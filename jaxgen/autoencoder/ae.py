@@ -40,9 +40,9 @@ class Config:
     num_latents: int = 16
     """Dimensions of z."""
     encoder: DenseEncoder | ConvEncoder | nn.Module = DenseEncoder()
-    """x (B, *shape) to codes (B, num_latents)."""
+    """Network that takes x (B, *shape) and gives codes (B, num_latents)."""
     decoder: DenseDecoder | ConvDecoder | nn.Module = DenseDecoder()
-    """Codes (B, num_latents) to data (B, *shape)."""
+    """Network that takes codes (B, num_latents) and gives data (B, *shape)."""
     reconstruction: Literal["l2", "l1"] = "l2"
     """Squares or absolute values of the error, summed over an example."""
     corruption: GaussianNoise | Masking | SaltAndPepper | Corruption | None = None

@@ -59,11 +59,11 @@ class Config:
     num_latents: int = 16
     """Dimensions of z, or its one-hot variables."""
     encoder: DenseEncoder | ConvEncoder | nn.Module = DenseEncoder()
-    """x (B, *shape), bits as 0 and 1, and one-hot labels if conditional, to mean and log-variance, as a pair
-    (B, num_latents) or side by side, or to logits: what the posterior reads."""
+    """Network of q(z | x): takes x (B, *shape), bits as 0 and 1, and one-hot labels if conditional, and gives
+    what the posterior reads, mean and log-variance, as a pair (B, num_latents) or side by side, or logits."""
     decoder: DenseDecoder | ConvDecoder | nn.Module = DenseDecoder()
-    """z (B, num_latents), or one-hot (B, num_latents, num_categories), and one-hot labels if conditional, to
-    (B, *shape) with the parameters of the likelihood side by side in the last axis."""
+    """Network of p(x | z): takes z (B, num_latents), or one-hot (B, num_latents, num_categories), and one-hot
+    labels if conditional, and gives (B, *shape) with the likelihood's parameters side by side at the end."""
     likelihood: Bernoulli | likelihoods.Gaussian | LogisticMixture | Likelihood = Bernoulli()
     """p(x | z), of bits drawn from the grey values, of real numbers, or of the levels of pixels."""
     posterior: posteriors.Gaussian | LogNormal | Categorical | Posterior = posteriors.Gaussian()

@@ -48,9 +48,9 @@ class Config:
     code_size: int = 16
     """Dimensions of each."""
     encoder: DenseEncoder | ResidualEncoder | nn.Module = DenseEncoder()
-    """x (B, *shape) to what becomes codes, (B, *positions, code_size): a few positions, or a map."""
+    """Network that takes x (B, *shape) and gives z (B, *positions, code_size): a few positions, or a map."""
     decoder: DenseDecoder | ResidualDecoder | nn.Module = DenseDecoder()
-    """Vectors (B, *positions, code_size) to data (B, *shape)."""
+    """Network that takes vectors (B, *positions, code_size) and gives data (B, *shape)."""
     commitment: float = 0.25
     """Weight of the encoder's distance to its vectors, beta."""
     decay: float = 0.99

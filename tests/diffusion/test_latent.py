@@ -80,7 +80,7 @@ def test_codes_have_unit_variance_and_decoding_quantises_them(quantised):
     codes = latent.encode(state, batch["image"], cfg)
     assert codes.shape == (16, 3, 2)
     assert float(codes.std()) == pytest.approx(1.0, abs=1e-5)
-    given = vq_vae.encodings(state.first, batch["image"], QUANTISED)
+    given = vq_vae.to_codes(state.first, batch["image"], QUANTISED)
     np.testing.assert_allclose(codes, given / given.std(), rtol=1e-5)
     plain = vq_vae.reconstruct(state.first, batch["image"], QUANTISED)
     np.testing.assert_allclose(latent.reconstruct(state, batch["image"], cfg), plain, atol=1e-6)

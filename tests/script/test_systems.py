@@ -23,6 +23,7 @@ from jaxgen.evaluation.metric import metric
 from jaxgen.run import checkpoint, directory
 from jaxgen.script import likelihoods, report, result, systems
 from jaxgen.types import shape_to
+from tests import line
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "experiments" / "autoencoder.py"
@@ -286,6 +287,26 @@ def test_a_run_knows_its_system_and_is_evaluated_as_its_script_does(finished, ca
     cli.main(["evaluate", str(folder / "run"), "--num-samples", "0"])
     assert pictures.exists()  # the default evaluation draws none
     assert "nll_iwae_1000" in capsys.readouterr().out
+
+
+def test_a_system_transforms_every_split_of_its_data_when_it_trains_and_is_evaluated(tmp_path, monkeypatch):
+    seen = []
+
+    def evaluate(key, state, train, test, cfg, folder):
+        seen.append((len(train), len(test)))
+        return {}
+
+    half = lambda dataset: data.take(dataset, dataset.split, slice(0, len(dataset) // 2))
+    system = systems.System(family=line, config=line.Config(), paper="", transform=half, evaluate=evaluate)
+    options = systems.Options(
+        data="ring", steps=2, batch_size=8, num_samples=0, sample_every=0, run_dir=tmp_path / "run"
+    )
+    systems.run_system("line", system, options, system.config)
+    whole = [len(data.load("ring", split)) for split in ("train", "test")]
+    assert directory.read_description(tmp_path / "run")["num_examples"] == whole[0] // 2
+    monkeypatch.setattr(systems, "of_run", lambda folder: system)
+    cli.main(["evaluate", str(tmp_path / "run"), "--num-samples", "0"])
+    assert seen == [(whole[0] // 2, whole[1] // 2)] * 2
 
 
 def test_a_report_is_never_replaced_by_a_poorer_one(tmp_path):
