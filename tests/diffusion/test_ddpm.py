@@ -314,6 +314,12 @@ def test_the_bound_is_of_the_level_that_a_pixel_is_nearest_to():
         elbo(jax.random.key(1), state, jnp.asarray(x), cfg=cfg) for x in (x, np.repeat(stored, 500)[:, None])
     )
     np.testing.assert_allclose(found, of_stored, rtol=1e-4, atol=1e-3)
+    gaussian, estimate, first = ddpm.process(cfg), jnp.full((17, 1), 0.1), jnp.zeros(17, jnp.int32)
+    trained, of_stored = (
+        bound.term(gaussian, estimate, None, jnp.float32(x)[:, None], estimate, first, target="x0", levels=17)
+        for x in (level / 8 - 1, stored)
+    )
+    np.testing.assert_allclose(trained, of_stored, rtol=1e-5)
     # The bound is nearly tight, so its exponentials sum to nearly one, and not to more.
     total = np.exp(np.asarray(found).reshape(17, -1).mean(1)).sum()
     assert 0.8 < total < 1.001
