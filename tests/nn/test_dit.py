@@ -166,7 +166,9 @@ def test_dropout_and_dtype(first):
     assert 0 < float(jnp.abs(half - out).mean()) < 0.1 * float(jnp.abs(out).mean())
 
 
-@pytest.mark.parametrize("family", [ddpm, edm, flow_matching])
+@pytest.mark.parametrize(
+    "family", [ddpm, *(pytest.param(family, marks=pytest.mark.slow) for family in (edm, flow_matching))]
+)
 def test_a_config_chooses_it(family):
     cfg = family.Config(network="dit", patch=2, width=16, depth=3, conditional=True, num_classes=4)
     if family is ddpm:

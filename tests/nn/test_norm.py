@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -37,7 +39,9 @@ LAYERS = [
     pytest.param("GroupNorm", {"num_groups": 2}, (3, 5, 4, 6), marks=SLOW),
     pytest.param("GroupNorm", {"num_groups": 3, "epsilon": 0.1}, (5, 6), marks=SLOW),
     pytest.param("InstanceNorm", {}, (2, 5, 4, 6), marks=SLOW),
-    ("InstanceNorm", {"use_scale": False, "use_bias": False, "epsilon": 1e-3}, (3, 7, 6)),
+    pytest.param(
+        "InstanceNorm", {"use_scale": False, "use_bias": False, "epsilon": 1e-3}, (3, 7, 6), marks=SLOW
+    ),
 ]
 
 
@@ -119,10 +123,11 @@ def test_running_averages_are_those_of_flax():
     ours, theirs = pair("BatchNorm", momentum=0.7)
     variables = [init(layer, normal(0, 4, 3, 3, 5)) for layer in (ours, theirs)]
     assert_close(*variables, 0)
+    advance = [jit(functools.partial(apply, layer)) for layer in (ours, theirs)]
     for step in range(3):
         x = step + normal(step, 4, 3, 3, 5)
-        for i, layer in enumerate((ours, theirs)):
-            _, stats = apply(layer, variables[i], x)
+        for i in range(2):
+            _, stats = advance[i](variables[i], x)
             variables[i] = {**variables[i], "batch_stats": stats}
     assert_close(*variables, 1e-6)
     x = normal(9, 2, 3, 3, 5)
