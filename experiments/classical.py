@@ -17,6 +17,7 @@ import scipy.sparse
 
 from jaxgen import plot
 from jaxgen.classical import documents, gda, gmm, hmm, lda, markov, naive_bayes, plsa
+from jaxgen.classical.columns import Gaussian
 from jaxgen.evaluation import likelihood
 from jaxgen.evaluation.metric import metric
 from jaxgen.script import Options, System, likelihoods, main
@@ -60,7 +61,7 @@ SYSTEMS = {
     ),
     "naive_bayes": System(
         family=naive_bayes,
-        config=naive_bayes.Config(variance_smoothing=0.1),
+        config=naive_bayes.Config(columns=Gaussian(variance_smoothing=0.1)),
         paper="Maron 1961",
         options=Options(steps=2, batch_size=719),
         evaluate=functools.partial(evaluate_classifier, family=naive_bayes),
@@ -86,7 +87,7 @@ SYSTEMS = {
     ),
     "lda": System(
         family=lda,
-        config=lda.Config(num_topics=20, num_documents=1438),
+        config=lda.Config(num_topics=20),
         paper="Blei, Ng & Jordan 2003; online variational Bayes of Hoffman, Blei & Bach 2010",
         options=Options(steps=500, sample_every=500),
         evaluate=functools.partial(evaluate_topics, family=lda),

@@ -14,7 +14,7 @@ import numpy as np
 from jaxgen import data, plot, script
 from jaxgen.evaluation import features, modes, samples
 from jaxgen.evaluation.metric import metric
-from jaxgen.gan import gan, presets
+from jaxgen.gan import conditioning, gan, presets
 from jaxgen.latent import interpolate
 from jaxgen.script import Options, System, main
 
@@ -46,9 +46,9 @@ def evaluate(key, state, train, test, cfg, folder):
     z = interpolate.path(*ends, SIDE, interpolate.slerp).swapaxes(0, 1).reshape(SIDE * 6, -1)
     label = jnp.repeat(jnp.arange(6) % classes, SIDE) if classes else None
     plot.save_grid(folder / "interpolation.png", gan.decode(state, z, cfg, label), SIDE)
-    if cfg.num_continuous_codes:
+    if gan.conditioning_of(cfg).num_continuous_codes:
         save_codes(folder / "codes.png", ends[0, 0], state, cfg)
-    if not classes or cfg.conditioning == "info":
+    if not classes or isinstance(cfg.conditioning, conditioning.Info):
         return {}
     draw = lambda key, label: gan.sample(key, state, len(label), cfg, label=label)
     return samples.label_accuracy(key, draw, test, min(len(test), 5000))
@@ -56,7 +56,7 @@ def evaluate(key, state, train, test, cfg, folder):
 
 def save_codes(path, z, state, cfg):
     """Each continuous code in turn from -2 to 2, twice as far as in training, under three of the classes."""
-    dimensions = range(cfg.num_latents, cfg.num_latents + cfg.num_continuous_codes)
+    dimensions = range(cfg.num_latents, len(z))
     rows = [interpolate.traverse(z, dimension, jnp.linspace(-2, 2, SIDE)) for dimension in dimensions]
     codes, classes = jnp.concatenate(rows), range(min(3, gan.num_labels(cfg)) or 1)
     images = [gan.decode(state, codes, cfg, jnp.full(len(codes), label)) for label in classes]
@@ -99,7 +99,7 @@ def on_points(name):
     preset, steps = presets.POINTS[name], 10_000
     return System(
         family=gan,
-        config=dataclasses.replace(preset.config, decay_steps=steps if preset.decays else 0),
+        config=presets.decaying(preset.config, steps) if preset.decays else preset.config,
         paper=preset.paper,
         options=Options(
             data="ring",

@@ -17,12 +17,13 @@ class Preset:
     """`jaxgen.gan.gan` of the preset that `network` names."""
 
     def __init__(self, sizes):
+        preset = presets.PRESETS[sizes.network].config
         self.cfg = dataclasses.replace(
-            presets.PRESETS[sizes.network].config,
+            preset,
             shape=sizes.shape,
             num_latents=sizes.num_latents,
-            generator_widths=sizes.hidden[::-1],
-            discriminator_widths=sizes.hidden,
+            generator=preset.generator.clone(widths=sizes.hidden[::-1]),
+            discriminator=preset.discriminator.clone(widths=sizes.hidden),
         )
         self.init = functools.partial(gan.init, cfg=self.cfg)
         self.train_step = functools.partial(gan.train_step, cfg=self.cfg)

@@ -1,11 +1,8 @@
-"""Distributions of the columns of a table given the class: what a naive Bayes model assumes of each.
+"""Laws of the columns of naive Bayes: what a column of an example is, given its class.
 
-With N_c examples of class c and a pseudo-count a:
-
-    Gaussian      N(x_j; m_cj, v_cj), mean and variance of the class
-    Bernoulli     p_cj = (N_cj + a) / (N_c + 2 a), N_cj examples with the bit set
-    Multinomial   all such columns together are counts of words, p_cj = (N_cj + a) / sum_i (N_ci + a)
-    Categorical   p_cjv = (N_cjv + a) / (N_c + a V), V values
+A law is a value of `naive_bayes.Config`. Columns with equal laws are computed together, as a part (B, D) of
+the example: K classes, D columns, V categories. Its counts are sums over the examples of each class, and its
+parameters follow from them.
 """
 
 import dataclasses
@@ -14,207 +11,205 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
-from jaxgen import moments
-from jaxgen.classical import documents
-from jaxgen.classical.gaussians import matmul, no_moments, of_classes
+from jaxgen import moments, values
+from jaxgen.classical import documents, gaussians
+from jaxgen.classical.gaussians import matmul
 from jaxgen.moments import Moments
-from jaxgen.values import Value
 
-Params = dict[str, Array]
-"""Arrays by name, each with the class as its first axis."""
-
-
-class Columns(Value):
-    """D columns of one kind, independent of the others given the class."""
-
-    measure: str
-    """What their likelihood is of."""
-
-    def read(self, x: Array) -> Array:
-        """Columns (B, D) as the other functions take them, (B, D, ...)."""
-        return x
-
-    def check(self, x: Array) -> None:
-        """Raises ValueError for columns (B, D) that are not of this kind."""
-
-    def no_counts(self, num_classes: int, num_columns: int, dtype: Any) -> Any:
-        """The counts of no data."""
-        return jnp.zeros((num_classes, num_columns), dtype)
-
-    def counts(self, part: Array, member: Array) -> Any:
-        """Statistics of a part (B, D, ...) whose rows belong to classes, member (B, K) of 0 and 1."""
-        return matmul(member.T, part)
-
-    def merge(self, first: Any, second: Any) -> Any:
-        """The counts of two sets of examples together."""
-        return first + second
-
-    def params(self, count: Any, examples: Array) -> Params:
-        """The parameters that counts of classes with `examples` (K,) determine."""
-        raise NotImplementedError
-
-    def log_prob(self, part: Array, params: Params) -> Array:
-        """log p(columns | class) of a part (B, D, ...), (B, K)."""
-        raise NotImplementedError
-
-    def draw(self, key: Array, given: Params) -> Array:
-        """Columns (n, D), of parameters whose first axis is n examples."""
-        raise NotImplementedError
+Arrays = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Smoothed(Columns):
-    """Columns of frequencies, which are smoothed by pseudo-counts."""
-
-    smoothing: float = 1.0
-    """Pseudo-counts of every value, above 0."""
-
-    def __post_init__(self) -> None:
-        if not self.smoothing > 0:
-            raise ValueError("smoothing must be above 0, or values without examples have probability 0")
-
-
-@dataclasses.dataclass(frozen=True)
-class Gaussian(Columns):
-    """Real numbers with a mean and a variance per class."""
+class Gaussian(values.Value):
+    """A normal number. Classes without examples have a standard normal one."""
 
     variance_smoothing: float = 1e-9
-    """Number added to every variance, in units of the largest variance of a column."""
+    """Added to every variance, in units of the largest variance of a column."""
 
+    name = "gaussian"
     measure = "density"
 
-    def __post_init__(self) -> None:
-        if self.variance_smoothing < 0:
-            raise ValueError(f"variance_smoothing must not be negative, not {self.variance_smoothing}")
+    def part(self, flat: Array, shape: tuple[int, ...]) -> Array:
+        """The columns (B, D) as they are counted."""
+        return flat
 
-    def no_counts(self, num_classes: int, num_columns: int, dtype: Any) -> Moments:
-        return no_moments(num_classes, num_columns, "diagonal", dtype)
+    def zero_counts(self, num_classes: int, num_columns: int, dtype: Any) -> Arrays:
+        """The counts of no examples."""
+        return {name: jnp.zeros((num_classes, num_columns), dtype) for name in ("mean", "squares")}
 
-    def counts(self, part: Array, member: Array) -> Moments:
-        return of_classes(part, member, "diagonal")
+    def counts(self, part: Array, member: Array) -> Arrays:
+        """Means and sums of squares about them, (K, D), of the examples of each class, `member` (B, K)."""
+        found = gaussians.of_classes(part, member, "diagonal")
+        return {"mean": found.mean, "squares": found.scatter}
 
-    def merge(self, first: Moments, second: Moments) -> Moments:
-        return moments.merge(first, second, "diagonal")
+    def merged(self, first: Arrays, second: Arrays, before: Array, added: Array) -> Arrays:
+        """The counts of two sets of examples together, of `before` and `added` examples a class."""
+        sets = (before, first), (added, second)
+        one, other = (Moments(weight, found["mean"], found["squares"]) for weight, found in sets)
+        together = moments.merge(one, other, "diagonal")
+        return {"mean": together.mean, "squares": together.scatter}
 
-    def params(self, count: Moments, examples: Array) -> Params:
-        """Standard normals for a class without examples."""
-        total, mean, squares = examples.sum(), count.mean, count.scatter
-        weights = examples / jnp.maximum(total, 1)
+    def params(self, counts: Arrays, examples: Array, smoothing: float) -> Arrays:
+        """Means and variances, (K, D)."""
+        mean, squares, total = counts["mean"], counts["squares"], examples.sum()
+        weights = jnp.where(total > 0, examples / jnp.maximum(total, 1), 1 / len(examples))
         between = matmul(weights, (mean - weights @ mean) ** 2)
         largest = (squares.sum(0) / jnp.maximum(total, 1) + between).max()
         variance = squares / jnp.maximum(examples, 1)[:, None] + self.variance_smoothing * largest
-        seen = examples[:, None] > 0
-        variance = jnp.where(seen & (largest > 0), variance, 1.0)
-        return {"mean": jnp.copy(mean), "variance": variance}
+        seen = (examples[:, None] > 0) & (largest > 0)
+        return {"mean": jnp.copy(mean), "variance": jnp.where(seen, variance, 1.0)}
 
-    def log_prob(self, part: Array, params: Params) -> Array:
-        mean, variance = params["mean"], params["variance"]
-        squares = (part[:, None] - mean) ** 2 / variance
-        return -0.5 * (squares + jnp.log(2 * math.pi * variance)).sum(-1)
+    def log_prob(self, part: Array, given: Arrays) -> Array:
+        """log p(part | class), (B, K)."""
+        squares = (part[:, None] - given["mean"]) ** 2 / given["variance"]
+        return -0.5 * (squares + jnp.log(2 * math.pi * given["variance"])).sum(-1)
 
-    def draw(self, key: Array, given: Params) -> Array:
+    def sample(self, key: Array, given: Arrays, shape: tuple[int, ...]) -> Array:
+        """A draw of the columns given parameters with a row an example, (B, D)."""
         noise = jax.random.normal(key, given["mean"].shape, given["mean"].dtype)
         return given["mean"] + jnp.sqrt(given["variance"]) * noise
 
+    def check(self, flat: Array, shape: tuple[int, ...]) -> None:
+        """Raises ValueError for columns (B, D) that the law cannot be of."""
+
 
 @dataclasses.dataclass(frozen=True)
-class Bernoulli(Smoothed):
-    """Bits: whether a number is above a threshold. They are drawn as 0 and 1, in pictures as -1 and 1."""
+class Bernoulli(values.Value):
+    """A bit: whether the value is above a threshold."""
 
     threshold: float = 0.0
     """A larger value is a set bit."""
-    shape: tuple[int, ...] | None = None
-    """Shape of one example."""
 
+    name = "bernoulli"
     measure = "bits"
 
-    def read(self, x: Array) -> Array:
-        return (x > self.threshold).astype(x.dtype)
+    def part(self, flat: Array, shape: tuple[int, ...]) -> Array:
+        """Bits, 0 and 1."""
+        return (flat > self.threshold).astype(flat.dtype)
 
-    def params(self, count: Array, examples: Array) -> Params:
-        return {"probability": (count + self.smoothing) / (examples[:, None] + 2 * self.smoothing)}
+    def zero_counts(self, num_classes: int, num_columns: int, dtype: Any) -> Arrays:
+        """The counts of no examples."""
+        return {"count": jnp.zeros((num_classes, num_columns), dtype)}
 
-    def log_prob(self, part: Array, params: Params) -> Array:
-        log_one, log_zero = jnp.log(params["probability"]), jnp.log1p(-params["probability"])
-        return matmul(part, (log_one - log_zero).T) + log_zero.sum(1)
+    def counts(self, part: Array, member: Array) -> Arrays:
+        """Set bits of each class, (K, D)."""
+        return {"count": matmul(member.T, part)}
 
-    def draw(self, key: Array, given: Params) -> Array:
+    def merged(self, first: Arrays, second: Arrays, before: Array, added: Array) -> Arrays:
+        """The counts of two sets of examples together."""
+        return jax.tree.map(jnp.add, first, second)
+
+    def params(self, counts: Arrays, examples: Array, smoothing: float) -> Arrays:
+        """Probabilities of a set bit, (K, D)."""
+        return {"probability": (counts["count"] + smoothing) / (examples[:, None] + 2 * smoothing)}
+
+    def log_prob(self, part: Array, given: Arrays) -> Array:
+        """log P(part | class), (B, K)."""
+        log_probability, log_other = jnp.log(given["probability"]), jnp.log1p(-given["probability"])
+        return matmul(part, (log_probability - log_other).T) + log_other.sum(1)
+
+    def sample(self, key: Array, given: Arrays, shape: tuple[int, ...]) -> Array:
+        """Bits, 0 and 1, of pictures -1 and 1."""
         bits = jax.random.bernoulli(key, given["probability"]).astype(given["probability"].dtype)
-        return 2 * bits - 1 if len(self.shape or ()) == 3 else bits
+        return 2 * bits - 1 if len(shape) == 3 else bits
+
+    def check(self, flat: Array, shape: tuple[int, ...]) -> None:
+        """Every number is above the threshold or not."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Multinomial(Smoothed):
-    """Counts of words given their number, or pictures, whose pixels are words and whose levels are counts."""
+class Multinomial(values.Value):
+    """Counts of words: all columns of this law share the words of a document."""
 
-    shape: tuple[int, ...] | None = None
-    """Shape of one example."""
-    levels: int | None = None
-    """Number of values of a pixel; 0 if the columns are counts."""
+    num_levels: int = 16
+    """Words that a white pixel of a picture counts for; a black one has none."""
 
+    name = "multinomial"
     measure = "counts"
 
-    def read(self, x: Array) -> Array:
-        return documents.words_of(x, self.shape or (), self.levels or 0)
+    def part(self, flat: Array, shape: tuple[int, ...]) -> Array:
+        """Words of each kind."""
+        return documents.words_of(flat, shape, self.num_levels)
 
-    def check(self, x: Array) -> None:
-        documents.check_counts(self.read(x))
+    def zero_counts(self, num_classes: int, num_columns: int, dtype: Any) -> Arrays:
+        """The counts of no examples."""
+        return {"count": jnp.zeros((num_classes, num_columns), dtype)}
 
-    def params(self, count: Array, examples: Array) -> Params:
-        smooth = count + self.smoothing
-        length = count.sum(1) / jnp.maximum(examples, 1)
+    def counts(self, part: Array, member: Array) -> Arrays:
+        """Words of each class, (K, D)."""
+        return {"count": matmul(member.T, part)}
+
+    def merged(self, first: Arrays, second: Arrays, before: Array, added: Array) -> Arrays:
+        """The counts of two sets of examples together."""
+        return jax.tree.map(jnp.add, first, second)
+
+    def params(self, counts: Arrays, examples: Array, smoothing: float) -> Arrays:
+        """Probabilities of a word (K, D), and words in a document (K,)."""
+        smooth = counts["count"] + smoothing
+        length = counts["count"].sum(1) / jnp.maximum(examples, 1)
         return {"probability": smooth / smooth.sum(1, keepdims=True), "length": length}
 
-    def log_prob(self, part: Array, params: Params) -> Array:
-        return matmul(part, jnp.log(params["probability"]).T) + documents.log_orders(part)[:, None]
+    def log_prob(self, part: Array, given: Arrays) -> Array:
+        """log P(part | class, number of words), (B, K)."""
+        log_probability = jnp.log(given["probability"])
+        return matmul(part, log_probability.T) + documents.log_orders(part)[:, None]
 
-    def draw(self, key: Array, given: Params) -> Array:
+    def sample(self, key: Array, given: Arrays, shape: tuple[int, ...]) -> Array:
+        """Words, or pictures whose pixels they are."""
         words = documents.draw(key, given["probability"], given["length"][:, None])
-        return documents.picture_of(words, self.shape or (), self.levels or 0)
+        return documents.picture_of(words, shape, self.num_levels)
+
+    def check(self, flat: Array, shape: tuple[int, ...]) -> None:
+        """Raises ValueError for what is no number of words."""
+        documents.check_counts(documents.words_of(flat, shape, self.num_levels))
 
 
 @dataclasses.dataclass(frozen=True)
-class Categorical(Smoothed):
-    """Integers from 0. A value out of range counts as missing."""
+class Categorical(values.Value):
+    """A category, 0, 1, ..."""
 
     num_categories: int = 2
-    """Number of values of each column."""
+    """Categories of the column."""
 
+    name = "categorical"
     measure = "symbols"
 
-    def read(self, x: Array) -> Array:
-        return jax.nn.one_hot(x.astype(jnp.int32), self.num_categories, dtype=x.dtype)
+    def part(self, flat: Array, shape: tuple[int, ...]) -> Array:
+        """One-hot categories, (B, D, V)."""
+        return jax.nn.one_hot(flat.astype(jnp.int32), self.num_categories, dtype=flat.dtype)
 
-    def check(self, x: Array) -> None:
-        value = np.asarray(x)
-        if (value < 0).any() or (value != np.floor(value)).any() or (value >= self.num_categories).any():
-            raise ValueError("categories must be integers from 0, below num_categories")
+    def zero_counts(self, num_classes: int, num_columns: int, dtype: Any) -> Arrays:
+        """The counts of no examples."""
+        return {"count": jnp.zeros((num_classes, num_columns, self.num_categories), dtype)}
 
-    def no_counts(self, num_classes: int, num_columns: int, dtype: Any) -> Array:
-        return jnp.zeros((num_classes, num_columns, self.num_categories), dtype)
+    def counts(self, part: Array, member: Array) -> Arrays:
+        """Examples of each class and category, (K, D, V)."""
+        return {"count": jnp.einsum("nk,ndv->kdv", member, part, precision="highest")}
 
-    def counts(self, part: Array, member: Array) -> Array:
-        return jnp.einsum("nk,ndv->kdv", member, part, precision="highest")
+    def merged(self, first: Arrays, second: Arrays, before: Array, added: Array) -> Arrays:
+        """The counts of two sets of examples together."""
+        return jax.tree.map(jnp.add, first, second)
 
-    def params(self, count: Array, examples: Array) -> Params:
-        del examples
-        smooth = count + self.smoothing
+    def params(self, counts: Arrays, examples: Array, smoothing: float) -> Arrays:
+        """Probabilities of a category, (K, D, V)."""
+        smooth = counts["count"] + smoothing
         return {"probability": smooth / smooth.sum(2, keepdims=True)}
 
-    def log_prob(self, part: Array, params: Params) -> Array:
-        return jnp.einsum("ndv,kdv->nk", part, jnp.log(params["probability"]), precision="highest")
+    def log_prob(self, part: Array, given: Arrays) -> Array:
+        """log P(part | class), (B, K)."""
+        return jnp.einsum("ndv,kdv->nk", part, jnp.log(given["probability"]), precision="highest")
 
-    def draw(self, key: Array, given: Params) -> Array:
-        drawn = jax.random.categorical(key, jnp.log(given["probability"]))
-        return drawn.astype(given["probability"].dtype)
+    def sample(self, key: Array, given: Arrays, shape: tuple[int, ...]) -> Array:
+        """Categories as numbers."""
+        logits = jnp.log(given["probability"])
+        return jax.random.categorical(key, logits).astype(given["probability"].dtype)
+
+    def check(self, flat: Array, shape: tuple[int, ...]) -> None:
+        """Raises ValueError for what is no category."""
+        if bool(((flat < 0) | (flat != jnp.floor(flat)) | (flat >= self.num_categories)).any()):
+            raise ValueError("categories must be integers from 0, below num_categories")
 
 
-@dataclasses.dataclass(frozen=True)
-class Mixed(Value):
-    """Columns of several kinds."""
-
-    kinds: tuple[Columns, ...] = ()
-    """The kind of each column; equal kinds are handled together."""
+Law = Gaussian | Bernoulli | Multinomial | Categorical

@@ -1,8 +1,8 @@
 """Documents as bags of words, and the products that topic models make of them.
 
 A batch of documents is either an array of counts (B, W), or `Documents`: the words that occur in each, padded
-to one length, which is far smaller for a large vocabulary. Pictures can be documents too: their pixels are
-the words, and grey levels 0, 1, ... the counts (as in Griffiths & Steyvers 2004).
+to one length, which for a large vocabulary is far smaller. A picture is a document too: its pixels are the
+words, and grey levels the counts (as in Griffiths & Steyvers 2004).
 """
 
 import math
@@ -36,10 +36,11 @@ def from_csr(matrix: Any) -> Documents:
     return Documents(jnp.asarray(words), jnp.asarray(counts))
 
 
-def of(x: Any, shape: tuple[int, ...], levels: int) -> Counts:
-    """Counts of x: a CSR matrix, `Documents`, an array (B, W) of counts, or pictures (B, *shape) in [-1, 1].
+def of(x: Any, shape: tuple[int, ...], num_levels: int) -> Counts:
+    """Counts of x: a CSR matrix, `Documents`, an array (B, W) of counts, or pictures (B, *shape).
 
-    Raises ValueError for another shape.
+    A picture on [-1, 1] has num_levels words where it is white and none where it is black. Raises ValueError
+    for another shape.
     """
     if isinstance(x, Documents):
         return Documents(jnp.asarray(x.words), floating(x.counts))
@@ -47,7 +48,7 @@ def of(x: Any, shape: tuple[int, ...], levels: int) -> Counts:
     x = x if sparse else floating(x)
     if len(x.shape) < 2 or math.prod(x.shape[1:]) != math.prod(shape):
         raise ValueError(f"documents must be (N, {math.prod(shape)}) counts of words, not {x.shape}")
-    return from_csr(x) if sparse else words_of(x, shape, levels)
+    return from_csr(x) if sparse else words_of(x, shape, num_levels)
 
 
 def check(docs: Counts, num_words: int) -> None:
@@ -98,26 +99,19 @@ def lengths(docs: Counts) -> Array:
     return counts_of(docs).sum(1)
 
 
-def words_of(x: Any, shape: tuple[int, ...], levels: int) -> Array:
-    """Counts (B, W) of x (B, *shape): grey levels 0..levels - 1 of pictures in [-1, 1], otherwise x itself.
-
-    Raises ValueError for pictures of real numbers, those with 0 levels.
-    """
+def words_of(x: Any, shape: tuple[int, ...], num_levels: int) -> Array:
+    """Counts (B, W) of x (B, *shape): pictures by their grey levels, else x itself."""
     flat = x.reshape(len(x), -1)
-    if len(shape) < 3:
-        return flat
-    if levels < 2:
-        raise ValueError("pictures of real numbers are no documents: their number of levels must be known")
-    return jnp.round((flat + 1) * ((levels - 1) / 2))
+    return jnp.round((flat + 1) * (num_levels / 2)) if len(shape) == 3 else flat
 
 
-def picture_of(words: Array, shape: tuple[int, ...], levels: int) -> Array:
-    """The inverse of `words_of`, flat, (B, W); counts above the largest level are drawn as white."""
-    return jnp.minimum(words * (2 / (levels - 1)) - 1, 1) if len(shape) == 3 else words
+def picture_of(words: Array, shape: tuple[int, ...], num_levels: int) -> Array:
+    """The inverse of `words_of`, flat, (B, W): what is more than white is white."""
+    return jnp.minimum(words * (2 / num_levels) - 1, 1) if len(shape) == 3 else words
 
 
 def log_orders(words: Array) -> Array:
-    """log of the number of sequences with these counts of words (B, W), in nats, (B,)."""
+    """log of the number of orders that counts of words (B, W) can stand in, nats, (B,)."""
     log_factorial = lambda a: jax.scipy.special.gammaln(a + 1)
     return log_factorial(words.sum(1)) - log_factorial(words).sum(1)
 
@@ -155,9 +149,9 @@ def spread(mixtures: Array, weights: Array, docs: Counts, num_words: int) -> Arr
 
 
 def draw(key: Array, probability: Array, length: Array) -> Array:
-    """Counts (B, W) of words drawn with probabilities (B, W); their number is Poisson with mean `length`.
+    """Counts (B, W) of documents of words drawn from probability (B, W), Poisson many, `length` on average.
 
-    Independent Poisson counts have a Poisson sum, and given the sum they are multinomial.
+    Counts that are each Poisson have a Poisson sum, and given it they are multinomial.
     """
     rate = length * probability
     return jax.random.poisson(key, rate).astype(rate.dtype)

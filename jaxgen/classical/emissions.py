@@ -1,4 +1,9 @@
-"""What a state of a hidden Markov model emits: a symbol, or a vector from a mixture of Gaussians."""
+"""What the states of a hidden Markov model emit: symbols, or vectors under mixtures of Gaussians.
+
+An emission is a value of `hmm.Config`. Its methods are the parts of the model that depend on it: how the
+parameters start, the log-likelihoods log p(x_t | z_t = k), the expected counts of Baum-Welch, what maximises
+their likelihood, and draws.
+"""
 
 import dataclasses
 from typing import Any, Literal, NamedTuple
@@ -7,56 +12,72 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxgen import values
 from jaxgen.classical import gaussians, gmm
 from jaxgen.moments import Moments
 from jaxgen.types import Batch, observed
-from jaxgen.values import Value
 
 
-class Emission(Value):
-    """p(x | z) of a frame x, one time step of a sequence, in each of K states z."""
+@dataclasses.dataclass(frozen=True)
+class Symbols(values.Value):
+    """Each state emits symbols 0, 1, ... of an alphabet; the parameters are rows of probabilities (K, S)."""
 
-    measure: str
-    """What the likelihood is of, "symbols" or "density"."""
+    num_symbols: int | None = None
+    """Size of the alphabet; by default that of the data, see `hmm.from_data`."""
+    prior: float = 0.0
+    """Pseudo-counts a sequence for every symbol in every state."""
 
-    def init(self, key: Array, num_states: int, frames: Array | None, shape: tuple[int, ...]) -> Any:
-        """Parameters, drawn with `key` or initialised from frames (N, *shape)."""
-        raise NotImplementedError
+    measure = "symbols"
+    name = "tokens"
 
-    def log_likelihoods(self, params: Any, frames: Array) -> tuple[Array, Any]:
-        """log p(x | z = k) of frames (N, *shape), (N, K), and whatever `counts` needs again."""
-        raise NotImplementedError
-
-    def no_counts(self, params: Any) -> Any:
-        """The counts of no data."""
-        raise NotImplementedError
-
-    def counts(self, params: Any, frames: Array, posterior: Array, found: Any, num_sequences: int) -> Any:
-        """Expected statistics of frames (N, *shape) from posteriors (N, K) of their states."""
-        raise NotImplementedError
-
-    def blend(self, old: Any, new: Any, rate: Array) -> Any:
-        """(1 - rate) old + rate new, of counts."""
-        raise NotImplementedError
-
-    def maximisation(self, counts: Any, previous: Any) -> Any:
-        """The parameters that these counts make most probable; without data the previous ones."""
-        raise NotImplementedError
-
-    def draw(self, key: Array, params: Any, path: Array) -> Array:
-        """Frames emitted by states (n, T), (n, T, *shape)."""
-        raise NotImplementedError
+    @property
+    def size(self) -> int:
+        """The size of the alphabet. Raises ValueError if it is not known."""
+        if not self.num_symbols:
+            raise ValueError("the size of the alphabet is not known: give Symbols(num_symbols)")
+        return self.num_symbols
 
     def sequences(self, batch: Batch) -> Array:
-        """The sequences of a batch, (B, T, *shape), free of NaN."""
-        raise NotImplementedError
+        """The sequences of a batch, (B, T)."""
+        return batch["tokens"]
 
-    def check(self, x: Array) -> None:
-        """Raises ValueError for frames (N, *shape) that cannot be emitted."""
-        raise NotImplementedError
+    def init(self, key: Array, batch: Batch | None, cfg: Any) -> Array:
+        """Random rows, (K, S)."""
+        return jax.random.dirichlet(key, jnp.ones(self.size), (cfg.num_states,))
+
+    def log_likelihoods(self, emission: Array, x: Array, cfg: Any) -> Array:
+        """Of symbols x (N,): (N, K), -inf for unknown symbols."""
+        known = (x >= 0) & (x < self.size)
+        return jnp.where(known[:, None], jnp.log(emission).T[x], -jnp.inf)
+
+    def expectation(self, emission: Array, x: Array, posterior: Array, cfg: Any) -> Array:
+        """Expected counts a sequence, (K, S), of x (B, T) with the posterior of the states (B, T, K)."""
+        rows = posterior.reshape(-1, cfg.num_states)
+        return jax.ops.segment_sum(rows, x.reshape(-1), self.size).T / len(x)
+
+    def maximisation(self, counts: Array, previous: Array, cfg: Any) -> Array:
+        """The likeliest rows, (K, S)."""
+        return normalised(counts + self.prior, previous)
+
+    def zero_counts(self, emission: Array, cfg: Any) -> Array:
+        """No counts at all."""
+        return jnp.zeros_like(emission)
+
+    def blend(self, old: Array, new: Array, rate: Array) -> Array:
+        """The running average of counts, (1 - rate) old + rate new."""
+        return old + rate * (new - old)
+
+    def sample(self, key: Array, emission: Array, path: Array, cfg: Any) -> Array:
+        """Symbols of paths of states (N, T), (N, T) int32."""
+        return jax.random.categorical(key, jnp.log(emission[path])).astype(jnp.int32)
+
+    def check(self, seen: Array) -> None:
+        """Raises ValueError for what is no symbol."""
+        if not jnp.issubdtype(seen.dtype, jnp.integer) or seen.min() < 0 or seen.max() >= self.size:
+            raise ValueError(f"symbols must be integers in 0..{self.size - 1}")
 
 
-class Gaussians(NamedTuple):
+class Mixtures(NamedTuple):
     """Mixtures of Gaussians, one for each state."""
 
     weights: Array  # (K, M), rows sum to 1
@@ -65,159 +86,103 @@ class Gaussians(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Categorical(Emission):
-    """A state emits one of a finite number of symbols. Its parameters are probabilities (K, S)."""
+class Gaussians(values.Value):
+    """Each state emits vectors of a mixture of Gaussians; the parameters are `Mixtures`."""
 
-    num_symbols: int | None = None
-    """Size of the alphabet; by default that of the training data."""
-    prior: float = 0.0
-    """Pseudo-counts per sequence for every symbol in every state."""
-
-    measure = "symbols"
-
-    @property
-    def size(self) -> int:
-        """The size of the alphabet. Raises ValueError if it is not known."""
-        if self.num_symbols is None:
-            raise ValueError("the size of the alphabet is not known: set num_symbols, or use `from_data`")
-        return self.num_symbols
-
-    def init(self, key: Array, num_states: int, frames: Array | None, shape: tuple[int, ...]) -> Array:
-        """Random rows."""
-        return jax.random.dirichlet(key, jnp.ones(self.size), (num_states,))
-
-    def log_likelihoods(self, params: Array, frames: Array) -> tuple[Array, None]:
-        """log p(x | z = k) of frames (N,), (N, K), -inf for unknown symbols; nothing else is needed later."""
-        known = (frames >= 0) & (frames < self.size)
-        return jnp.where(known[:, None], jnp.log(params).T[frames], -jnp.inf), None
-
-    def no_counts(self, params: Array) -> Array:
-        """The counts of no data."""
-        return jnp.zeros_like(params)
-
-    def counts(
-        self, params: Array, frames: Array, posterior: Array, found: None, num_sequences: int
-    ) -> Array:
-        """Expected counts of state and symbol per sequence, (K, S)."""
-        return jax.ops.segment_sum(posterior, frames, self.size).T / num_sequences
-
-    def blend(self, old: Array, new: Array, rate: Array) -> Array:
-        """(1 - rate) old + rate new."""
-        return old + rate * (new - old)
-
-    def maximisation(self, counts: Array, previous: Array) -> Array:
-        """The most probable rows."""
-        return normalised(counts + self.prior, previous)
-
-    def draw(self, key: Array, params: Array, path: Array) -> Array:
-        """Symbols of states (n, T), (n, T) int32."""
-        return jax.random.categorical(key, jnp.log(params[path])).astype(jnp.int32)
-
-    def sequences(self, batch: Batch) -> Array:
-        """The symbols of a batch, (B, T)."""
-        return batch["tokens"]
-
-    def check(self, x: Array) -> None:
-        """Raises ValueError for frames (N,) that cannot be emitted."""
-        integers = jnp.issubdtype(x.dtype, jnp.integer)
-        if not integers or x.min() < 0 or x.max() >= self.size:
-            raise ValueError(f"symbols must be integers in 0..{self.size - 1}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Gaussian(Emission):
-    """A state emits a vector from a mixture of Gaussians. Its parameters are `Gaussians`."""
-
-    num_mixtures: int = 1
-    """Number of Gaussians in the mixture of each state."""
+    num_components: int = 1
+    """Gaussians in the mixture of each state."""
     covariance: Literal["full", "diagonal"] = "full"
-    """Covariance of each Gaussian: unrestricted, or axis-aligned."""
+    """Form of their covariances."""
     regularization: float = 1e-3
-    """Number added to the variances, in squared units of the data."""
+    """Added to the variances, in squared units of the data."""
 
     measure = "density"
-
-    def init(self, key: Array, num_states: int, frames: Array | None, shape: tuple[int, ...]) -> Gaussians:
-        """Gaussians of the k-means clusters of frames (N, *shape), or random ones."""
-        mixture = gmm.Config(
-            shape=shape,
-            num_components=num_states * self.num_mixtures,
-            covariance=self.covariance,
-            regularization=self.regularization,
-        )
-        params = gmm.init(key, mixture, None if frames is None else {"x": frames}).params
-        return self._by_state(num_states, *params)
-
-    def log_likelihoods(self, params: Gaussians, frames: Array) -> tuple[Array, Array]:
-        """log p(x | z = k) of frames (N, *shape), (N, K), and log p(x, m | z = k), (N, K, M)."""
-        x, (weights, means, covariances) = _flat(frames), params
-        log_joint = gaussians.log_densities(x, _merged(means), _merged(covariances), self.covariance)
-        log_joint = log_joint.reshape(-1, *weights.shape) + jnp.log(weights)
-        one = self.num_mixtures == 1
-        return log_joint[..., 0] if one else jax.nn.logsumexp(log_joint, -1), log_joint
-
-    def no_counts(self, params: Gaussians) -> Moments:
-        """The moments of no data."""
-        means = _merged(params.means)
-        return gaussians.no_moments(len(means), means.shape[1], self.covariance, means.dtype)
-
-    def counts(
-        self, params: Gaussians, frames: Array, posterior: Array, found: Array, num_sequences: int
-    ) -> Moments:
-        """Moments of K M Gaussians, whose weights are shares of the frames."""
-        x, means = _flat(frames), _merged(params.means)
-        if self.num_mixtures > 1:
-            posterior = (posterior[..., None] * jax.nn.softmax(found, -1)).reshape(len(x), -1)
-        sums = gaussians.moment_sums(x, posterior, means, self.covariance)
-        return gaussians.centred(jax.tree.map(lambda a: a / len(x), sums), means, self.covariance)
-
-    def blend(self, old: Moments, new: Moments, rate: Array) -> Moments:
-        """(1 - rate) old + rate new."""
-        return gaussians.blend(old, new, rate, self.covariance)
-
-    def maximisation(self, counts: Moments, previous: Gaussians) -> Gaussians:
-        """The likeliest parameters; a Gaussian without data keeps its own."""
-        before = gaussians.Gaussians(_merged(previous.means), _merged(previous.covariances))
-        found = gaussians.maximisation(counts, before, self.covariance, self.regularization)
-        by_state = self._by_state(len(previous.weights), counts.weight, *found)
-        return by_state._replace(weights=normalised(by_state.weights, previous.weights))
-
-    def draw(self, key: Array, params: Gaussians, path: Array) -> Array:
-        """Vectors of states (n, T), (n, T, D)."""
-        mixture_key, noise_key = jax.random.split(key)
-        component = jax.random.categorical(mixture_key, jnp.log(params.weights[path]))
-        number = (path * self.num_mixtures + component).reshape(-1)
-        means, covariances = map(_merged, params[1:])
-        drawn = gaussians.draw(noise_key, number, means, covariances, self.covariance)
-        return drawn.reshape(*path.shape, -1)
+    name = "x"
 
     def sequences(self, batch: Batch) -> Array:
-        """The vectors of a batch, (B, T, D); padding, which may be NaN, is replaced by the first frames."""
+        """The sequences of a batch, (B, T, D); what fills the padding gives way to their first frames."""
         x = observed(batch)
         return jnp.where(batch["mask"][..., None], x, x[:, :1]) if "mask" in batch else x
 
-    def check(self, x: Array) -> None:
-        """Raises ValueError for frames (N, D) that cannot be emitted."""
-        if not bool(jnp.isfinite(x).all()):
+    def init(self, key: Array, batch: Batch | None, cfg: Any) -> Mixtures:
+        """Gaussians at the k-means clusters of the frames of a batch."""
+        mixture = gmm.Config(
+            shape=cfg.shape[1:],
+            num_components=cfg.num_states * self.num_components,
+            covariance=self.covariance,
+            regularization=self.regularization,
+        )
+        frames = None if batch is None else {"x": self.sequences(batch).reshape(-1, mixture.num_dims)}
+        return self._by_state(*gmm.init(key, mixture, frames).params, cfg)
+
+    def log_likelihoods(self, emission: Mixtures, x: Array, cfg: Any) -> Array:
+        """Of frames x (N, D): (N, K)."""
+        return _over_components(self._log_joint(emission, x.reshape(len(x), -1)))
+
+    def expectation(self, emission: Mixtures, x: Array, posterior: Array, cfg: Any) -> Moments:
+        """Moments of x (B, T, D) with the posterior of the states (B, T, K), as shares of the frames."""
+        frames = x.reshape(-1, emission.means.shape[-1])
+        rows = posterior.reshape(-1, cfg.num_states)
+        if self.num_components > 1:
+            shares = jax.nn.softmax(self._log_joint(emission, frames), -1)
+            rows = (rows[..., None] * shares).reshape(len(frames), -1)
+        means = _merged(emission.means)
+        sums = gaussians.moment_sums(frames, rows, means, self.covariance)
+        return gaussians.centred(jax.tree.map(lambda a: a / len(frames), sums), means, self.covariance)
+
+    def maximisation(self, counts: Moments, previous: Mixtures, cfg: Any) -> Mixtures:
+        """The likeliest mixtures."""
+        before = gaussians.Gaussians(_merged(previous.means), _merged(previous.covariances))
+        found = gaussians.maximisation(counts, before, self.covariance, self.regularization)
+        emission = self._by_state(counts.weight, *found, cfg)
+        return emission._replace(weights=normalised(emission.weights, previous.weights))
+
+    def zero_counts(self, emission: Mixtures, cfg: Any) -> Moments:
+        """No moments at all."""
+        means = _merged(emission.means)
+        return gaussians.no_moments(len(means), means.shape[1], self.covariance, means.dtype)
+
+    def blend(self, old: Moments, new: Moments, rate: Array) -> Moments:
+        """The running average of moments, (1 - rate) old + rate new."""
+        return gaussians.blend(old, new, rate, self.covariance)
+
+    def sample(self, key: Array, emission: Mixtures, path: Array, cfg: Any) -> Array:
+        """Vectors of paths of states (N, T), (N, T, D)."""
+        mixture_key, noise_key = jax.random.split(key)
+        component = jax.random.categorical(mixture_key, jnp.log(emission.weights[path]))
+        number = (path * self.num_components + component).reshape(-1)
+        means, covariances = _merged(emission.means), _merged(emission.covariances)
+        drawn = gaussians.draw(noise_key, number, means, covariances, self.covariance)
+        return drawn.reshape(*path.shape, -1)
+
+    def check(self, seen: Array) -> None:
+        """Raises ValueError for values that are not finite."""
+        if not bool(jnp.isfinite(seen).all()):
             raise ValueError("x has values that are not finite (NaN or infinity)")
 
-    def _by_state(self, num_states, weights, means, covariances):
-        split = lambda a: a.reshape(num_states, self.num_mixtures, *a.shape[1:])
-        weights = split(weights)
+    def _log_joint(self, emission, frames):
+        """log p(x, m | k) of frames x (N, D) from component m of state k, (N, K, M)."""
+        weights, means, covariances = emission
+        densities = gaussians.log_densities(frames, _merged(means), _merged(covariances), self.covariance)
+        return densities.reshape(-1, *weights.shape) + jnp.log(weights)
+
+    def _by_state(self, weights, means, covariances, cfg):
+        split = lambda a: a.reshape(cfg.num_states, self.num_components, *a.shape[1:])
+        weights, means, covariances = split(weights), split(means), split(covariances)
         weights = weights / jnp.maximum(weights.sum(1, keepdims=True), jnp.finfo(weights.dtype).tiny)
-        return Gaussians(weights, split(means), split(covariances))
+        return Mixtures(weights, means, covariances)
 
 
 def normalised(counts: Array, previous: Array) -> Array:
-    """Counts divided by their sum along the last axis; where that is 0, the previous values."""
+    """Counts normalised along the last axis; rows without any stay as they were."""
     total = counts.sum(-1, keepdims=True)
     return jnp.where(total > 0, counts / jnp.where(total > 0, total, 1.0), previous)
 
 
-def _flat(frames: Array) -> Array:
-    return frames.reshape(len(frames), -1)
-
-
-def _merged(a: Array) -> Array:
+def _merged(a):
     """An array (K, M, ...) as (K M, ...)."""
     return a.reshape(-1, *a.shape[2:])
+
+
+def _over_components(log_joint):
+    return log_joint[..., 0] if log_joint.shape[-1] == 1 else jax.nn.logsumexp(log_joint, -1)

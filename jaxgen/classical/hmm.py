@@ -2,15 +2,14 @@
 
 A Markov chain over K hidden states, z_1 ~ pi, z_t ~ A[z_{t-1}], emits x_t ~ p(x | z_t). Everything is
 computed from a table of emission log-likelihoods (T, K), by `forward`, `smooth`, `viterbi` and
-`posterior_sample`. A state emits symbols (`Categorical`) or vectors from a mixture of Gaussians (`Gaussian`).
+`posterior_sample`. Emissions are categorical, or mixtures of Gaussians (one by default).
 
-Baum-Welch is expectation maximisation: expected counts of starts, moves and emissions are normalised. `fit`
-runs it to convergence in one compiled loop; `train_step` averages the counts of batches over time (Cappe
-2011). Sequences of different lengths are padded at the end and masked.
+Baum-Welch is expectation maximisation: expected counts of starts, moves and emissions, normalised. `fit` runs
+it to convergence in one compiled loop; `train_step` averages the counts of batches over time (Cappe 2011).
+Sequences of unequal length are padded at the end and masked.
 
 Departs from the textbook: Dirichlet pseudo-counts make it a maximum a posteriori fit; probabilities that are
-zero stay zero, which is how a left-to-right model keeps its structure; a state that is never visited keeps
-its parameters.
+zero stay zero, which is how a left-to-right model keeps its structure; a state nobody visits stays as it is.
 """
 
 import dataclasses
@@ -19,13 +18,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
-from jaxgen.classical.emissions import Categorical as Categorical
-from jaxgen.classical.emissions import Emission, normalised
-from jaxgen.classical.emissions import Gaussian as Gaussian
-from jaxgen.classical.emissions import Gaussians as Gaussians
+from jaxgen.classical.emissions import Gaussians, Symbols, normalised
 from jaxgen.classical.forward_backward import forward as forward
 from jaxgen.classical.forward_backward import forward_associative as forward_associative
 from jaxgen.classical.forward_backward import posterior_sample as posterior_sample
@@ -42,17 +37,17 @@ class Config:
     shape: tuple[int, ...] = (16,)
     """Shape of one sequence: (T,) symbols, or (T, D) vectors."""
     num_states: int = 4
-    """Number of hidden states."""
-    emission: Categorical | Gaussian | Emission = Categorical()
-    """What a state emits: a symbol, or a vector."""
+    """Hidden states."""
+    emission: Symbols | Gaussians = Symbols()
+    """What a state emits, a symbol or a vector; or a Value of one's own with the same methods."""
     left_to_right: bool = False
-    """Start in the first state, and move only to the same state or the next one."""
+    """Start in the first state, and move only to the same or the next."""
     transition_prior: float = 0.0
-    """Pseudo-counts per sequence for every possible start and move."""
+    """Pseudo-counts a sequence for every possible start and move."""
     max_steps: int = 100
-    """Maximum number of EM steps of `fit`."""
+    """Most EM steps of `fit`."""
     tolerance: float = 1e-4
-    """`fit` stops when a step raises the mean log-likelihood of a sequence by less than this, in nats."""
+    """`fit` stops when a step gains less than this in mean log-likelihood, nats a sequence."""
     stepwise_power: float = 0.7
     """`train_step` gives the counts of step t the weight (t + 1)^-power, in (0.5, 1]; 0 forgets the past."""
 
@@ -62,15 +57,15 @@ class Params(NamedTuple):
 
     initial: Array  # (K,)
     transition: Array  # (K, K), rows sum to 1
-    emission: Any  # as the emission has them: (K, S), rows sum to 1, or Gaussians
+    emission: Any  # (K, S), rows sum to 1, or `emissions.Mixtures`
 
 
 class Counts(NamedTuple):
-    """Expected counts."""
+    """Expected counts, a sequence."""
 
-    initial: Array  # (K,) per sequence
-    transition: Array  # (K, K) per sequence
-    emission: Any  # (K, S) per sequence, or Moments of K M Gaussians
+    initial: Array  # (K,)
+    transition: Array  # (K, K)
+    emission: Any  # (K, S), or Moments of K M Gaussians
 
 
 class State(NamedTuple):
@@ -83,11 +78,11 @@ class State(NamedTuple):
 
 
 def from_data(dataset: Any, cfg: Config) -> Config:
-    """`cfg` with the number of symbols in `dataset`, where states emit symbols and it is not set."""
-    if not isinstance(cfg.emission, Categorical) or cfg.emission.num_symbols is not None:
+    """`cfg` with the size of the data's alphabet, if it is not given."""
+    if not isinstance(cfg.emission, Symbols) or cfg.emission.num_symbols or "tokens" not in dataset[:1]:
         return cfg
-    number = int(np.max(dataset[:]["tokens"])) + 1
-    return dataclasses.replace(cfg, emission=dataclasses.replace(cfg.emission, num_symbols=number))
+    num_symbols = int(dataset[:]["tokens"].max()) + 1
+    return dataclasses.replace(cfg, emission=dataclasses.replace(cfg.emission, num_symbols=num_symbols))
 
 
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
@@ -100,25 +95,22 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     else:
         initial = jax.random.dirichlet(initial_key, jnp.ones(k))
         transition = jax.random.dirichlet(transition_key, jnp.ones(k), (k,))
-    frames = None if batch is None else _frames(cfg.emission.sequences(batch), cfg)
-    emission = cfg.emission.init(emission_key, k, frames, cfg.shape[1:])
+    emission = cfg.emission.init(emission_key, batch, cfg)
     params = Params(initial, transition, emission)
-    return State(jnp.zeros((), jnp.int32), step_key, params, _no_counts(params, cfg))
+    return State(jnp.zeros((), jnp.int32), step_key, params, _zero_counts(params, cfg))
 
 
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
-    """One Baum-Welch step on "tokens" (B, T) or "x" (B, T, D), and on "mask" if the batch has one.
+    """One Baum-Welch step on "tokens" (B, T) or "x" (B, T, D) and "mask", if there is one.
 
-    The metric "nll" is that before the step, in nats per sequence.
+    "nll" is that before the step, in nats a sequence.
     """
-    x = cfg.emission.sequences(batch)
-    new, log_z = _expectation(x, batch.get("mask"), state.params, cfg)
-    rate = (state.step + 1.0) ** -cfg.stepwise_power
-    moved = lambda old, new: old + rate * (new - old)
+    new, log_z = _expectation(cfg.emission.sequences(batch), batch.get("mask"), state.params, cfg)
+    rate, old = (state.step + 1.0) ** -cfg.stepwise_power, state.counts
     counts = Counts(
-        moved(state.counts.initial, new.initial),
-        moved(state.counts.transition, new.transition),
-        cfg.emission.blend(state.counts.emission, new.emission, rate),
+        old.initial + rate * (new.initial - old.initial),
+        old.transition + rate * (new.transition - old.transition),
+        cfg.emission.blend(old.emission, new.emission, rate),
     )
     params = _maximisation(counts, state.params, cfg)
     return state._replace(step=state.step + 1, params=params, counts=counts), {"nll": -log_z.mean()}
@@ -129,12 +121,12 @@ def fit(
 ) -> State:
     """Baum-Welch on all sequences x, (N, T) symbols or (N, T, D) vectors, compiled as one loop.
 
-    It is initialised from `params`, or by `init` with `key` (`jax.random.key(0)` if not given). `mask` (N, T)
-    is False in padding. `state.step` counts the steps taken.
+    Starts from `params`, or from `init` with `key` (`jax.random.key(0)` if not given). `mask` (N, T) is False
+    in padding. `state.step` counts the steps taken.
 
     Raises:
         ValueError: x of another shape, symbols outside 0..num_symbols - 1, values that are not finite, an
-            empty sequence, or sequences that are impossible under the model.
+            empty sequence, or sequences the model cannot emit.
     """
     x = jnp.asarray(x)
     mask = None if mask is None else jnp.asarray(mask, bool)
@@ -151,7 +143,8 @@ def sample(key: Array, state: State, n: int, cfg: Config) -> Array:
     """n sequences of cfg.shape[0] steps, (n, *shape)."""
     path_key, emission_key = jax.random.split(key)
     path = sample_states(path_key, state, n, cfg)
-    return cfg.emission.draw(emission_key, state.params.emission, path).reshape(n, *cfg.shape)
+    x = cfg.emission.sample(emission_key, state.params.emission, path, cfg)
+    return x.reshape(n, *cfg.shape)
 
 
 def sample_states(key: Array, state: State, n: int, cfg: Config) -> Array:
@@ -168,19 +161,19 @@ def sample_states(key: Array, state: State, n: int, cfg: Config) -> Array:
     return jnp.concatenate([first[None], rest]).T.astype(jnp.int32)
 
 
+def measure(cfg: Config) -> str:
+    """What `log_prob` is of: "symbols", or the "density" of vectors."""
+    return cfg.emission.measure
+
+
 def log_prob(state: State, x: Array, cfg: Config, mask: Array | None = None) -> Array:
     """Exact log p(x) of sequences x, (B, T) or (B, T, D), in nats, (B,)."""
     return _over_sequences(forward, state.params, _tables(state.params, x, cfg), mask)[0]
 
 
-def measure(cfg: Config) -> str:
-    """What `log_prob` is of: symbols or real numbers."""
-    return cfg.emission.measure
-
-
 def log_likelihoods(params: Params, x: Array, cfg: Config) -> Array:
     """The table log p(x_t | z_t = k) of one sequence x, (T,) or (T, D): (T, K), -inf for unknown symbols."""
-    return cfg.emission.log_likelihoods(params.emission, x)[0]
+    return cfg.emission.log_likelihoods(params.emission, x, cfg)
 
 
 def decode_states(state: State, x: Array, cfg: Config, mask: Array | None = None) -> Array:
@@ -190,7 +183,8 @@ def decode_states(state: State, x: Array, cfg: Config, mask: Array | None = None
 
 @functools.partial(jax.jit, static_argnums=4)
 def _fit(x, mask, params, key, cfg):
-    batch = {"tokens" if len(cfg.shape) == 1 else "x": x} | ({} if mask is None else {"mask": mask})
+    batch = {cfg.emission.name: x}
+    batch |= {} if mask is None else {"mask": mask}
     x = cfg.emission.sequences(batch)
     start = init(key, cfg, batch).params if params is None else jax.tree.map(jnp.asarray, params)
 
@@ -205,7 +199,7 @@ def _fit(x, mask, params, key, cfg):
         return (steps < cfg.max_steps) & ((steps < 2) | (current - previous >= cfg.tolerance))
 
     low = jnp.full((), -jnp.inf, start.initial.dtype)
-    carry = start, _no_counts(start, cfg), low, low, jnp.int32(0)
+    carry = start, _zero_counts(start, cfg), low, low, jnp.int32(0)
     found, counts, log_likelihood, _, steps = jax.lax.while_loop(unfinished, body, carry)
     return State(steps, key, found, counts), log_likelihood
 
@@ -218,17 +212,14 @@ def _over_sequences(function, params, tables, mask):
 
 def _tables(params, x, cfg):
     """The emission log-likelihoods of sequences x, (B, T, K)."""
-    return jax.vmap(lambda x: log_likelihoods(params, x, cfg))(x)
+    frames = x.reshape(-1, *x.shape[2:])
+    return log_likelihoods(params, frames, cfg).reshape(*x.shape[:2], -1)
 
 
 def _expectation(x, mask, params, cfg):
-    """Expected counts, and log p(x) (B,)."""
-    frames = _frames(x, cfg)
-    table, found = cfg.emission.log_likelihoods(params.emission, frames)
-    tables = table.reshape(*x.shape[:2], -1)
-    log_z, posterior, moves = _over_sequences(smooth, params, tables, mask)
-    posteriors = posterior.reshape(table.shape)
-    emission = cfg.emission.counts(params.emission, frames, posteriors, found, len(x))
+    """Expected counts, those of starts and moves per sequence, and log p(x) (B,)."""
+    log_z, posterior, moves = _over_sequences(smooth, params, _tables(params, x, cfg), mask)
+    emission = cfg.emission.expectation(params.emission, x, posterior, cfg)
     return Counts(posterior[:, 0].mean(0), moves.mean(0), emission), log_z
 
 
@@ -236,16 +227,12 @@ def _maximisation(counts, previous, cfg):
     possible = lambda p: cfg.transition_prior * (p > 0)
     initial = normalised(counts.initial + possible(previous.initial), previous.initial)
     transition = normalised(counts.transition + possible(previous.transition), previous.transition)
-    return Params(initial, transition, cfg.emission.maximisation(counts.emission, previous.emission))
+    emission = cfg.emission.maximisation(counts.emission, previous.emission, cfg)
+    return Params(initial, transition, emission)
 
 
-def _frames(x, cfg):
-    """All time steps of sequences (B, T, ...), one after the other, (B T, ...)."""
-    return x.reshape(-1, *cfg.shape[1:])
-
-
-def _no_counts(params, cfg):
-    emission = cfg.emission.no_counts(params.emission)
+def _zero_counts(params, cfg):
+    emission = cfg.emission.zero_counts(params.emission, cfg)
     return Counts(jnp.zeros_like(params.initial), jnp.zeros_like(params.transition), emission)
 
 

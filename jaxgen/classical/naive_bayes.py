@@ -2,15 +2,21 @@
 
     p(x, c) = pi_c prod_j p(x_j | c),     p(c | x) = p(x, c) / sum_k p(x, k)
 
-The columns are `Gaussian`, `Bernoulli`, `Multinomial` or `Categorical`, or `Mixed`, of which `columns.py` has
-the estimates. `train_step` adds the counts of its batch to the earlier ones and merges the moments (Chan,
-Golub & LeVeque 1983), so one pass gives what `fit` gives, however the data are split into batches; a second
-pass counts them again, which gives the pseudo-counts less weight.
+Columns may be of four kinds, also mixed. With N_c examples of class c and a pseudo-count a:
 
-Departs from the textbook: a multiple of the largest variance is added to all; the distribution of word counts
-is that given their sum, which `sample` draws from a Poisson distribution.
+    gaussian      N(x_j; m_cj, v_cj), mean and variance of the class
+    bernoulli     p_cj = (N_cj + a) / (N_c + 2 a), N_cj examples with the bit set
+    multinomial   all such columns together are counts of words, p_cj = (N_cj + a) / sum_i (N_ci + a)
+    categorical   p_cjv = (N_cjv + a) / (N_c + a V_j), V_j values
+
+`train_step` adds the counts of its batch to those before and merges the moments (Chan, Golub & LeVeque 1983),
+so one pass gives what `fit` gives however the data are cut; another counts them again, and a for less.
+
+Departs from the textbook: variances have a share of the largest one added; the law of counts is that given
+their sum, which `sample` draws from a Poisson distribution.
 """
 
+import collections
 import dataclasses
 import functools
 import math
@@ -21,14 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxgen import values
 from jaxgen.classical import documents, gda
-from jaxgen.classical.columns import Bernoulli as Bernoulli
-from jaxgen.classical.columns import Categorical as Categorical
-from jaxgen.classical.columns import Columns
-from jaxgen.classical.columns import Gaussian as Gaussian
-from jaxgen.classical.columns import Mixed as Mixed
-from jaxgen.classical.columns import Multinomial as Multinomial
+from jaxgen.classical.columns import Bernoulli, Categorical, Gaussian, Law, Multinomial
 from jaxgen.types import Batch, Metrics, observed
 
 
@@ -40,30 +40,29 @@ class Config:
     shape: tuple[int, ...] = (2,)
     """Shape of one example; flattened to D columns."""
     num_classes: int = 2
-    """Number of classes; labels start at 0."""
-    levels: int = 0
-    """Number of values of a pixel; 0 for real numbers and counts."""
-    columns: Gaussian | Bernoulli | Multinomial | Categorical | Mixed | Columns = Gaussian()
-    """The kind of all columns, or of each."""
+    """Classes; labels run from 0."""
+    columns: Gaussian | Bernoulli | Multinomial | Categorical | tuple[Law, ...] = Gaussian()
+    """Law of every column, or a tuple with the law of each."""
+    smoothing: float = 1.0
+    """Pseudo-count of every bit, word and category, above 0."""
 
     @property
     def num_dims(self) -> int:
-        """D."""
         return math.prod(self.shape)
 
 
 class Params(NamedTuple):
-    """The distributions of the columns."""
+    """The laws of the columns by their kind."""
 
     weights: Array  # (K,), sum 1
-    columns: tuple[dict[str, Array], ...]  # of each kind of columns
+    columns: dict[str, dict[str, Array]]
 
 
 class Counts(NamedTuple):
-    """Statistics of the data."""
+    """What the data say."""
 
     examples: Array  # (K,)
-    columns: tuple[Any, ...]  # of each kind of columns
+    columns: dict[str, dict[str, Array]]
 
 
 class State(NamedTuple):
@@ -76,9 +75,9 @@ class State(NamedTuple):
 
 
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
-    """A state that has seen no data: standard normals and uniform frequencies. `batch` is not used.
+    """A state that has seen no data: standard normals and uniform laws. `batch` is not used.
 
-    Raises ValueError for data without classes, and for a list of kinds that does not fit the columns.
+    Raises ValueError for data without classes, and for options that do not go together.
     """
     _check(cfg)
     counts = _no_counts(cfg, jnp.zeros(()).dtype)
@@ -88,8 +87,8 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """Adds `batch["image"]` or `batch["x"]`, (B, *shape), with `batch["label"]` (B,).
 
-    Rows with a label outside 0..num_classes - 1 are left out. The metrics "nll", of p(x), and "accuracy" are
-    computed before the step, so during the first pass they are those of unseen data.
+    Rows with a label outside 0..num_classes - 1 are left out. "nll", of p(x), and "accuracy" are those before
+    the step, so on data not seen yet during the first pass.
     """
     x, label = observed(batch), batch["label"]
     log_joint = _log_joint(x, state.params, cfg)
@@ -98,10 +97,7 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
         "nll": -jax.nn.logsumexp(log_joint, 1).mean(),
         "accuracy": (log_joint.argmax(1) == label).sum() / jnp.maximum(known.sum(), 1),
     }
-    new = _counts_of(x, label, cfg)
-    pairs = zip(_groups(cfg), state.counts.columns, new.columns, strict=True)
-    merged = tuple(kind.merge(*counts) for (kind, _), *counts in pairs)
-    counts = Counts(state.counts.examples + new.examples, merged)
+    counts = _merge(state.counts, _counts_of(x, label, cfg), cfg)
     return state._replace(step=state.step + 1, params=_params(counts, cfg), counts=counts), metrics
 
 
@@ -109,7 +105,7 @@ def fit(x: Any, label: Any, cfg: Config) -> State:
     """The model of all of x (N, *shape) with labels (N,), compiled.
 
     Raises:
-        ValueError: x of another shape, or with values that are not finite, negative counts, or categories out
+        ValueError: x of another shape, or with values that are not finite, negative words, or categories out
             of range; labels that are not (N,) integers in 0..num_classes - 1; a class without examples.
     """
     _check(cfg)
@@ -123,28 +119,29 @@ def fit(x: Any, label: Any, cfg: Config) -> State:
 
 
 def sample(key: Array, state: State, n: int, cfg: Config, label: Array | int | None = None) -> Array:
-    """n draws, (n, *shape), of `label`, one for all or (n,); by default of classes drawn by their weight."""
+    """n draws, (n, *shape), of the `label` given, one for all or (n,), else of classes by their weight."""
     groups = _groups(cfg)
-    label_key, *keys = jax.random.split(key, 1 + len(groups))
+    *keys, label_key = jax.random.split(key, max(len(groups), 4) + 1)
     if label is None:
         label = jax.random.categorical(label_key, jnp.log(state.params.weights), shape=(n,))
     label = jnp.broadcast_to(jnp.asarray(label), (n,))
     drawn = []
-    for key, (kind, _), params in zip(keys, groups, state.params.columns, strict=True):
-        drawn.append(kind.draw(key, {name: value[label] for name, value in params.items()}))
-    places = np.argsort(np.concatenate([place for _, place in groups]))
+    for key, (name, (law, _)) in zip(keys, groups.items(), strict=False):
+        given = {parameter: value[label] for parameter, value in state.params.columns[name].items()}
+        drawn.append(law.sample(key, given, cfg.shape))
+    places = np.argsort(np.concatenate([place for _, place in groups.values()]))
     return jnp.concatenate(drawn, 1)[:, places].reshape(n, *cfg.shape)
+
+
+def measure(cfg: Config) -> str:
+    """What `log_prob` is of: that of the columns' law, or of mixed columns a density if one has it."""
+    measures = {law.measure for law, _ in _groups(cfg).values()}
+    return measures.pop() if len(measures) == 1 else "density" if "density" in measures else "symbols"
 
 
 def log_prob(state: State, x: Array, cfg: Config) -> Array:
     """Exact log p(x) = log sum_c p(x, c) of x (B, *shape) in nats, (B,); of words given their number."""
     return jax.nn.logsumexp(_log_joint(x, state.params, cfg), 1)
-
-
-def measure(cfg: Config) -> str:
-    """What `log_prob` is of: a density if any column is Gaussian, symbols if the columns differ otherwise."""
-    found = {kind.measure for kind, _ in _groups(cfg)}
-    return found.pop() if len(found) == 1 else "density" if "density" in found else "symbols"
 
 
 def classify(state: State, x: Array, cfg: Config) -> Array:
@@ -159,57 +156,81 @@ def _fit(x, label, cfg):
 
 
 def _groups(cfg):
-    """[(kind, the numbers of its columns)] of all kinds of columns."""
-    kinds = cfg.columns.kinds if isinstance(cfg.columns, Mixed) else (cfg.columns,) * cfg.num_dims
-    if len(kinds) != cfg.num_dims:
-        raise ValueError(f"columns lists {len(kinds)} kinds for {cfg.num_dims} columns")
+    """Columns by their law: {name: (law, places)}, sorted by name; a second law of a kind has a number."""
+    laws = cfg.columns if isinstance(cfg.columns, tuple) else (cfg.columns,) * cfg.num_dims
     places: dict[Any, list[int]] = {}
-    for place, kind in enumerate(kinds):
-        places.setdefault(values.filled(kind, shape=cfg.shape, levels=cfg.levels), []).append(place)
-    return [(kind, np.array(numbers)) for kind, numbers in places.items()]
+    for place, law in enumerate(laws):
+        places.setdefault(law, []).append(place)
+    named: dict[str, tuple[Any, np.ndarray]] = {}
+    kinds: collections.Counter = collections.Counter()
+    for law, own in places.items():
+        kinds[law.name] += 1
+        number = kinds[law.name]
+        named[law.name if number == 1 else f"{law.name}_{number}"] = law, np.array(own)
+    return dict(sorted(named.items()))
 
 
 def _parts(x, cfg):
-    """[(kind, its columns of x (B, *shape) as `kind.read` gives them)]."""
+    """The columns of each law as it counts them, {name: (law, part)}."""
     flat = documents.floating(x).reshape(len(x), -1)
-    return [(kind, kind.read(flat[:, place])) for kind, place in _groups(cfg)]
+    return {name: (law, law.part(flat[:, place], cfg.shape)) for name, (law, place) in _groups(cfg).items()}
 
 
 def _counts_of(x, label, cfg):
     """Counts of x (B, *shape) by label (B,)."""
     member = jax.nn.one_hot(label, cfg.num_classes, dtype=documents.floating(x).dtype)
-    columns = tuple(kind.counts(part, member) for kind, part in _parts(x, cfg))
+    columns = {name: law.counts(part, member) for name, (law, part) in _parts(x, cfg).items()}
     return Counts(member.sum(0), columns)
 
 
-def _no_counts(cfg, dtype):
-    k = cfg.num_classes
-    columns = tuple(kind.no_counts(k, len(place), dtype) for kind, place in _groups(cfg))
-    return Counts(jnp.zeros(k, dtype), columns)
+def _merge(first, second, cfg):
+    """Counts of two sets of examples together."""
+    columns = {
+        name: law.merged(first.columns[name], second.columns[name], first.examples, second.examples)
+        for name, (law, _) in _groups(cfg).items()
+    }
+    return Counts(first.examples + second.examples, columns)
 
 
 def _params(counts, cfg):
-    """The parameters that counts determine."""
+    """What the counts give; classes without any examples are equally likely."""
     examples, total = counts.examples, counts.examples.sum()
     weights = jnp.where(total > 0, examples / jnp.maximum(total, 1), 1 / cfg.num_classes)
-    pairs = zip(_groups(cfg), counts.columns, strict=True)
-    return Params(weights, tuple(kind.params(count, examples) for (kind, _), count in pairs))
+    columns = {
+        name: law.params(counts.columns[name], examples, cfg.smoothing)
+        for name, (law, _) in _groups(cfg).items()
+    }
+    return Params(weights, columns)
 
 
 def _log_joint(x, params, cfg):
     """log p(x, c) of x (B, *shape), (B, K)."""
-    pairs = zip(_parts(x, cfg), params.columns, strict=True)
-    return sum((kind.log_prob(part, given) for (kind, part), given in pairs), jnp.log(params.weights))
+    parts = _parts(x, cfg).items()
+    return jnp.log(params.weights) + sum(
+        law.log_prob(part, params.columns[name]) for name, (law, part) in parts
+    )
+
+
+def _no_counts(cfg, dtype):
+    columns = {
+        name: law.zero_counts(cfg.num_classes, len(place), dtype)
+        for name, (law, place) in _groups(cfg).items()
+    }
+    return Counts(jnp.zeros(cfg.num_classes, dtype), columns)
 
 
 def _check(cfg):
     if cfg.num_classes < 1:
         raise ValueError("naive Bayes needs labels: num_classes must be at least 1")
-    _groups(cfg)
+    if cfg.smoothing <= 0:
+        raise ValueError("smoothing must be above 0, or what was never seen is impossible")
+    if isinstance(cfg.columns, tuple) and len(cfg.columns) != cfg.num_dims:
+        raise ValueError(f"columns has {len(cfg.columns)} laws for {cfg.num_dims} columns")
 
 
 def _check_columns(x, cfg):
     if not bool(jnp.isfinite(x).all()):
         raise ValueError("x has values that are not finite (NaN or infinity)")
-    for kind, place in _groups(cfg):
-        kind.check(x.reshape(len(x), -1)[:, place])
+    flat = x.reshape(len(x), -1)
+    for law, place in _groups(cfg).values():
+        law.check(flat[:, place], cfg.shape)

@@ -47,7 +47,7 @@ class Config:
     num_topics: int = 10
     """Topics in the mixture."""
     num_levels: int = 16
-    """Pictures only: words that a white pixel counts for; a black one has none."""
+    """Words that a white pixel counts for where documents are pictures; a black one has none."""
     fold_steps: int = 30
     """EM steps that fit p(k | d) to a new document, the topics fixed."""
     max_steps: int = 200

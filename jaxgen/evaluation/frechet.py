@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxgen import moments
 from jaxgen.evaluation import checks
 
 _ROWS = 4096  # of a batch that are turned to float64 at a time
@@ -79,12 +80,9 @@ class Moments:
         if not self.count:
             self.count, self.mean, self.scatter = count, mean.copy(), scatter.copy()
             return
-        total = self.count + count
-        shift = mean - self.mean
-        self.scatter += scatter
-        self.scatter += np.outer(shift * (self.count * count / total), shift)
-        self.mean = self.mean + shift * (count / total)
-        self.count = total
+        one = moments.Moments(np.float64(self.count), self.mean, self.scatter)
+        together = moments.merge(one, moments.Moments(np.float64(count), mean, scatter))
+        self.count, self.mean, self.scatter = self.count + count, together.mean, together.scatter
 
     def _check_dimensions(self, dimensions: int) -> None:
         if self.count and dimensions != len(self.mean):

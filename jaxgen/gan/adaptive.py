@@ -10,13 +10,17 @@ Departs from the paper: no low-pass filter around the warps, which tell on small
 p is kept below 1.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+from jaxgen.gan.augment import Augmentation
+from jaxgen.types import Metrics
 
 INTERVAL = 4
 """Steps whose signs are averaged before p moves."""
@@ -27,23 +31,6 @@ class Controller(NamedTuple):
 
     probability: Array  # ()
     signs: Array  # (), sum of r over the steps since p last moved
-
-
-def init() -> Controller:
-    """No augmentation yet."""
-    return Controller(jnp.zeros(()), jnp.zeros(()))
-
-
-def update(controller: Controller, sign: Array, step: Array, target: float, rate: float) -> Controller:
-    """The controller after step number `step`, in which the mean sign of the real logits was `sign`.
-
-    Every fourth step p moves by `rate`, towards more if the mean sign of the four was above `target`.
-    """
-    signs = controller.signs + sign
-    due = (step + 1) % INTERVAL == 0
-    moved = controller.probability + rate * jnp.sign(signs / INTERVAL - target)
-    probability = jnp.where(due, jnp.clip(moved, 0.0, 1.0), controller.probability)
-    return Controller(probability, jnp.where(due, 0.0, signs))
 
 
 def blit(key: Array, x: Array, p: Array) -> Array:
@@ -126,6 +113,39 @@ def augment(key: Array, x: Array, names: Sequence[str], p: Array) -> Array:
     for index, name in enumerate(names):
         x = TRANSFORMATIONS[name](jax.random.fold_in(key, index), x, p)
     return x
+
+
+@dataclasses.dataclass(frozen=True)
+class Adaptive(Augmentation):
+    """Transformations that happen the more often the more the discriminator overfits."""
+
+    transformations: tuple[Literal["blit", "geometry", "color"], ...] = ("blit", "geometry", "color")
+    """Names of the transformations, in their order."""
+    target: float = 0.6
+    """Mean sign of the logits of real data that is held."""
+    ramp: int = 500_000
+    """Real examples in which the probability rises from 0 to 1 at most."""
+
+    def init(self) -> Controller:
+        """Nothing happens yet."""
+        return Controller(jnp.zeros(()), jnp.zeros(()))
+
+    def __call__(self, key: Array, x: Array, state: Controller) -> Array:
+        return augment(jax.random.fold_in(key, 1), x, self.transformations, state.probability)
+
+    def update(
+        self, state: Controller, sign: Array, step: Array, batch_size: int
+    ) -> tuple[Controller, Metrics]:
+        """The controller after training step number `step`, and the probability to log.
+
+        Every fourth step p moves, towards more if the mean `sign` of the four was above the target.
+        """
+        signs = state.signs + sign
+        due = (step + 1) % INTERVAL == 0
+        rate = INTERVAL * batch_size / self.ramp
+        moved = state.probability + rate * jnp.sign(signs / INTERVAL - self.target)
+        probability = jnp.where(due, jnp.clip(moved, 0.0, 1.0), state.probability)
+        return Controller(probability, jnp.where(due, 0.0, signs)), {"augmentation_probability": probability}
 
 
 def warp(x: Array, matrix: Array, shift: Array) -> Array:

@@ -2,13 +2,19 @@
 
 The same random transformations are applied to real and to generated images, while both players train, and
 the generator's gradient passes through them. Every one is linear in the image, so gradients of any order do.
+Noise on everything the discriminator sees is here, too.
 """
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from jaxgen.types import Metrics
+from jaxgen.values import Value
 
 
 def color(key: Array, x: Array) -> Array:
@@ -50,11 +56,48 @@ AUGMENTATIONS: dict[str, Callable[[Array, Array], Array]] = {
 """By name: (key, images (B, H, W, C)) -> images."""
 
 
-def augment(key: Array, x: Array, policy: Sequence[str]) -> Array:
-    """Images (B, H, W, C) under the transformations named, in that order; no names leave them as they are."""
-    for index, name in enumerate(policy):
-        x = AUGMENTATIONS[name](jax.random.fold_in(key, index), x)
-    return x
+class Augmentation(Value):
+    """What all augmentations have: random maps of images, and a state in training if they need one."""
+
+    def init(self) -> Any:
+        """The state at first: none."""
+        return {}
+
+    def __call__(self, key: Array, x: Array, state: Any) -> Array:
+        """Images (B, H, W, C) as the discriminator gets to see them."""
+        raise NotImplementedError
+
+    def update(self, state: Any, sign: Array, step: Array, batch_size: int) -> tuple[Any, Metrics]:
+        """The state after training step `step`, in which the mean sign of the real logits was `sign`."""
+        return state, {}
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffAugment(Augmentation):
+    """Transformations that always happen (Zhao et al. 2020)."""
+
+    policy: tuple[Literal["color", "translation", "cutout"], ...] = ("color", "translation", "cutout")
+    """Names of the transformations, in their order."""
+
+    def __call__(self, key: Array, x: Array, state: Any = None) -> Array:
+        for index, name in enumerate(self.policy):
+            x = AUGMENTATIONS[name](jax.random.fold_in(key, index), x)
+        return x
+
+
+@dataclasses.dataclass(frozen=True)
+class InstanceNoise(Value):
+    """Normal noise on real and on generated data, which falls linearly to zero (Arjovsky & Bottou 2017)."""
+
+    std: float = 0.1
+    """Standard deviation of the noise at first."""
+    steps: int = 10_000
+    """Training steps after which it is zero."""
+
+    def __call__(self, key: Array, x: Array, step: Array) -> Array:
+        """Data (B, ...) with the noise of training step number `step`."""
+        std = self.std * jnp.maximum(1 - step / self.steps, 0.0)
+        return x + std * jax.random.normal(key, x.shape)
 
 
 def _scale_about(mean, x, factor):

@@ -28,7 +28,7 @@ _WARNINGS = (
     (
         "diversity",
         COLLAPSED,
-        "the generator makes copies of a few examples: try packing, minibatch_stddev or a penalty",
+        "the generator makes copies of a few examples: try packing, minibatch statistics or a penalty",
     ),
 )
 

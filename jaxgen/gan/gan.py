@@ -4,8 +4,8 @@ A generator G maps codes z ~ N(0, I) to data, a discriminator D maps data to a l
 
     D:  minimise  L_D(D(x), D(G(z))) + weight penalty(D)          G:  minimise  L_G(D(x), D(G(z)))
 
-(Goodfellow et al. 2014). The pair of losses is an entry of `losses`, the penalty one of `penalties`, the two
-networks from `networks` or the caller; `config` says which, and `presets` has the papers as its values.
+(Goodfellow et al. 2014). The pair of losses is an entry of `losses`. Networks, penalty, conditioning and the
+remedies are values of the Config, ours or the caller's own; `presets` has the papers as Configs.
 
 A batch is split into `discriminator_steps` parts. Each serves one step of D, the last one then a step of G,
 so that the examples of a step are those D is shown, however often it moves. Every turn draws fresh codes.
@@ -20,13 +20,12 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxgen.gan import adaptive, diagnostics, penalties
-from jaxgen.gan.augment import augment
-from jaxgen.gan.codes import continuous, draw_codes, labels_of, misread, with_label
-from jaxgen.gan.config import Config, check, networks, num_labels, optimizer
+from jaxgen.gan import diagnostics, penalties
+from jaxgen.gan.conditioning import Verdict
+from jaxgen.gan.config import Config as Config
+from jaxgen.gan.config import check, conditioning_of, draw_codes, networks, num_labels, optimizer, with_label
 from jaxgen.gan.diagnostics import warnings as warnings
 from jaxgen.gan.losses import LOSSES
-from jaxgen.gan.networks import head
 from jaxgen.types import Batch, Metrics, observed
 
 
@@ -36,7 +35,7 @@ class State(NamedTuple):
     step: Array
     key: Array
     params: Any
-    stats: Any  # running statistics, singular vectors, and the controller of an adaptive "augmentation"
+    stats: Any  # running statistics, singular vectors, and the state of an "augmentation"
     opt_state: Any
     ema: Any  # the generator's averaged variables
 
@@ -51,9 +50,9 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     generator_key, discriminator_key, step_key = jax.random.split(key, 3)
     generator, discriminator = networks(cfg)
     label = jnp.zeros(cfg.packing, jnp.int32)
-    codes = with_label(jnp.zeros((cfg.packing, cfg.num_latents + cfg.num_continuous_codes)), label, cfg)
+    codes = jnp.zeros((cfg.packing, cfg.num_latents + conditioning_of(cfg).num_continuous_codes))
     variables = {
-        "generator": generator.init(generator_key, codes, False),
+        "generator": generator.init(generator_key, with_label(codes, label, cfg), False),
         "discriminator": discriminator.init(
             discriminator_key, jnp.zeros((cfg.packing, *cfg.shape)), label, False
         ),
@@ -62,8 +61,8 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     stats: dict[str, Any] = {player: {k: v[k] for k in v if k != "params"} for player, v in variables.items()}
     opt_state = {player: optimizer(cfg, player).init(params[player]) for player in params}
     ema = jax.tree.map(jnp.copy, _variables(params["generator"], stats["generator"]))
-    if cfg.adaptive_augmentations:
-        stats["augmentation"] = adaptive.init()
+    if cfg.augmentation is not None:
+        stats["augmentation"] = cfg.augmentation.init()  # type: ignore[union-attr, attr-defined]
     return State(jnp.zeros((), jnp.int32), step_key, params, stats, opt_state, ema)
 
 
@@ -75,10 +74,11 @@ def discriminator_loss(
     `turn` counts the discriminator's steps of a training step. Returns the loss, and the discriminator's new
     statistics with what there is to log.
     """
-    loss = LOSSES[cfg.loss]
+    loss, how = LOSSES[cfg.loss], conditioning_of(cfg)
+    penalty: Any = cfg.penalty
     code_key, real_key, fake_key, flip_key, penalty_key, label_key = jax.random.split(key, 6)
-    real, label = observed(batch), labels_of(batch, label_key, cfg)
-    fake, z, _ = _generate(state.params["generator"], state, code_key, len(real), label, cfg)
+    real, label = observed(batch), how.labels(batch, label_key)
+    fake, codes, _ = _generate(state.params["generator"], state, code_key, len(real), label, cfg)
     # The singular vectors move here and nowhere else, so that the whole step sees the same weights.
     moving, stats = ("batch_stats", "spectral"), state.stats["discriminator"]
     on_real, stats = _judge(params, stats, state, real, label, real_key, cfg, mutable=moving)
@@ -93,31 +93,27 @@ def discriminator_loss(
     value = adversarial = loss.discriminator(real_logits, fake_logits)
     # A target of 1 - s: s times softplus(d) - softplus(-d) = d.
     value = value + cfg.label_smoothing * real_logits.mean()
+    reading, read = how.discriminator_loss(on_real, on_fake, label, codes)
     metrics = {
         "discriminator_loss": adversarial,
         "diversity": diagnostics.diversity(real, fake),
         **diagnostics.verdicts(loss, on_real.logits, on_fake.logits),
+        **read,
     }
-    if cfg.conditioning in ("auxiliary", "info"):
-        labelled = (on_fake,) if cfg.conditioning == "info" else (on_fake, on_real)
-        value = value + cfg.auxiliary_weight * sum(misread(verdict, label, z, cfg) for verdict in labelled)
-        if on_fake.classes is not None:
-            metrics["class_accuracy"] = (labelled[-1].classes.argmax(-1) == label).mean()
-        if on_fake.codes is not None:
-            metrics["code_error"] = ((on_fake.codes[0] - continuous(z, cfg)) ** 2).mean()
-    if cfg.penalty != "none":
+    value = value + reading
+    if penalty is not None:
 
-        def penalty():
+        def penalize():
             critic = _critic(params, stats, state, label, real_key, cfg)
             sets = [x.reshape(-1, cfg.packing, *cfg.shape) for x in (real, fake)]
-            return penalties.PENALTIES[cfg.penalty](critic, sets[0], sets[1], penalty_key)
+            return penalty(critic, sets[0], sets[1], penalty_key)
 
-        if cfg.penalty_every > 1:
-            due = (state.step * cfg.discriminator_steps + turn) % cfg.penalty_every == 0
-            amount = cfg.penalty_every * jax.lax.cond(due, penalty, lambda: jnp.zeros(()))
+        if penalty.every > 1:
+            due = (state.step * cfg.discriminator_steps + turn) % penalty.every == 0
+            amount = penalty.every * jax.lax.cond(due, penalize, lambda: jnp.zeros(()))
         else:
-            amount = penalty()
-        value = value + cfg.penalty_weight * amount
+            amount = penalize()
+        value = value + penalty.factor * amount
         metrics["penalty"] = amount
     return value, (stats, metrics)
 
@@ -129,9 +125,10 @@ def generator_loss(
 
     Returns the loss, and the generator's new statistics with what there is to log.
     """
+    how = conditioning_of(cfg)
     code_key, real_key, fake_key, unrolling_key, label_key = jax.random.split(key, 5)
-    real, label = observed(batch), labels_of(batch, label_key, cfg)
-    fake, z, stats = _generate(params, state, code_key, len(real), label, cfg)
+    real, label = observed(batch), how.labels(batch, label_key)
+    fake, codes, stats = _generate(params, state, code_key, len(real), label, cfg)
     if cfg.unrolling:
         state = _unrolled(params, state, batch, unrolling_key, cfg)
     discriminator = state.params["discriminator"], state.stats["discriminator"], state
@@ -145,8 +142,7 @@ def generator_loss(
         value = loss.generator(on_real.logits, on_fake.logits)
         slope = diagnostics.generator_slope(loss, on_real.logits, on_fake.logits)
         metrics = {"generator_loss": value, "generator_slope": slope}
-    if cfg.conditioning in ("auxiliary", "info"):
-        value = value + cfg.auxiliary_generator_weight * misread(on_fake, label, z, cfg)
+    value = value + how.generator_loss(on_fake, label, codes)
     if cfg.orthogonal_weight:
         value = value + cfg.orthogonal_weight * penalties.orthogonal(params)
     return value, (stats, metrics)
@@ -172,9 +168,8 @@ def generator_step(state: State, batch: Batch, key: Array, cfg: Config) -> tuple
         state.params["generator"], state, batch, key, cfg
     )
     state = _update(state, "generator", grads, stats, cfg)
-    decay = jnp.minimum(cfg.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    new = _variables(state.params["generator"], state.stats["generator"])
-    ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, new)
+    variables = _variables(state.params["generator"], state.stats["generator"])
+    ema = cfg.average(state.ema, variables, state.step)
     return state._replace(ema=ema), {**metrics, "generator_grad_norm": optax.tree.norm(grads)}
 
 
@@ -196,13 +191,12 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     last = jax.tree.map(lambda part: part[-1], parts)
     state, generator_metrics = generator_step(state, last, jax.random.fold_in(key, count), cfg)
     metrics = {**metrics, **generator_metrics}
-    if cfg.adaptive_augmentations:
-        rate = adaptive.INTERVAL * len(observed(batch)) / cfg.augmentation_ramp
-        sign = 2 * metrics["real_accuracy"] - 1
-        controller = state.stats["augmentation"]
-        controller = adaptive.update(controller, sign, state.step, cfg.augmentation_target, rate)
-        state = state._replace(stats={**state.stats, "augmentation": controller})
-        metrics["augmentation_probability"] = controller.probability
+    if cfg.augmentation is not None:
+        sign, size = 2 * metrics["real_accuracy"] - 1, len(observed(batch))
+        current = state.stats["augmentation"]
+        current, more = cfg.augmentation.update(current, sign, state.step, size)  # type: ignore[union-attr, attr-defined]
+        state = state._replace(stats={**state.stats, "augmentation": current})
+        metrics |= more
     return state._replace(step=state.step + 1), metrics
 
 
@@ -222,7 +216,7 @@ def sample(
             of it gives more typical and less varied samples.
     """
     code_key, label_key = jax.random.split(key)
-    if cfg.conditioning != "none" and label is None:
+    if num_labels(cfg) and label is None:
         label = jax.random.randint(label_key, (n,), 0, num_labels(cfg))
     return decode(state, draw_codes(code_key, n, cfg, truncation), cfg, label)
 
@@ -232,7 +226,7 @@ def decode(state: State, z: Array, cfg: Config, label: Array | None = None) -> A
     return jnp.float32(networks(cfg)[0].apply(state.ema, with_label(z, label, cfg), False))
 
 
-def judge(state: State, x: Array, cfg: Config, label: Array | None = None) -> head.Verdict:
+def judge(state: State, x: Array, cfg: Config, label: Array | None = None) -> Verdict:
     """The discriminator's logits and features of data x (B, *shape), without noise or augmentation."""
     variables = _variables(state.params["discriminator"], state.stats["discriminator"])
     verdict: Any = networks(cfg)[1].apply(variables, x, label, False)
@@ -247,18 +241,19 @@ def feature_maps(state: State, x: Array, cfg: Config, label: Array | None = None
     variables = _variables(state.params["discriminator"], state.stats["discriminator"])
     _, sown = networks(cfg)[1].apply(variables, x, label, False, mutable=["intermediates"])
     if not sown:
-        raise ValueError(f"the discriminator of network {cfg.network!r} has no feature maps: dcgan's has")
+        name = type(cfg.discriminator).__module__.rpartition(".")[2]
+        raise ValueError(f"the discriminator of {name} has no feature maps: dcgan's has")
     maps: tuple[Array, ...] = sown["intermediates"]["body"]["maps"]
     return tuple(jnp.float32(each) for each in maps)
 
 
 def _generate(params, state, key, n, label, cfg):
-    """n samples by batch statistics, their z, and the generator's new statistics."""
+    """n samples by batch statistics, their continuous codes, and the generator's new statistics."""
     variables, z = _variables(params, state.stats["generator"]), draw_codes(key, n, cfg)
     x, stats = networks(cfg)[0].apply(
         variables, with_label(z, label, cfg), True, mutable=["batch_stats", "spectral"]
     )
-    return jnp.float32(x), z, {**state.stats["generator"], **stats}
+    return jnp.float32(x), z[:, cfg.num_latents :], {**state.stats["generator"], **stats}
 
 
 def _judge(params, stats, state, x, label, key, cfg, mutable=("batch_stats",)):
@@ -295,14 +290,9 @@ def _critic(params, stats, state, label, key, cfg):
 def _looked_at(key, x, state, cfg):
     """What the discriminator gets to see of x (B, *shape)."""
     augment_key, noise_key = jax.random.split(key)
-    x = augment(augment_key, x, cfg.augmentations)
-    if cfg.adaptive_augmentations:
-        probability = state.stats["augmentation"].probability
-        x = adaptive.augment(jax.random.fold_in(augment_key, 1), x, cfg.adaptive_augmentations, probability)
-    if cfg.instance_noise:
-        std = cfg.instance_noise * jnp.maximum(1 - state.step / cfg.instance_noise_steps, 0.0)
-        x = x + std * jax.random.normal(noise_key, x.shape)
-    return x
+    if cfg.augmentation is not None:
+        x = cfg.augmentation(augment_key, x, state.stats["augmentation"])
+    return x if cfg.instance_noise is None else cfg.instance_noise(noise_key, x, state.step)
 
 
 def _update(state, player, grads, stats, cfg):
@@ -324,9 +314,8 @@ def _parts(batch, cfg):
         )
     # Neighbours go to different parts, so that devices which hold a slice of the batch hold one of each part.
     split = lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
-    kept = {"label": batch["label"]} if cfg.conditioning not in ("none", "info") else {}
-    name = "image" if "image" in batch else "x"
-    return jax.tree.map(split, {name: batch[name], **kept})
+    names = ("image" if "image" in batch else "x", "label")
+    return {name: split(batch[name]) for name in names if name in batch}
 
 
 def _variables(params, stats):

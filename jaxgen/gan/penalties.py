@@ -3,14 +3,19 @@
 A critic maps data (B, ...) to logits (B,), each row on its own: the penalties sum the logits and take the
 gradient in the data, which is every row's own gradient only if rows do not mix. Batch normalisation in the
 discriminator breaks that. All of them are scalars in float32 or better; their weight is the caller's.
+
+A Config holds one of the classes at the end, each a penalty with its weight; new ones derive from `Penalty`.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from jaxgen.values import Value
 
 Critic = Callable[[Array], Array]
 
@@ -65,19 +70,6 @@ def orthogonal(params: Any, diagonal: bool = False) -> Array:
     return jnp.asarray(sum(distance(leaf) for leaf in jax.tree.leaves(params) if leaf.ndim > 1))
 
 
-PENALTIES: dict[str, Callable[[Critic, Array, Array, Array], Array]] = {
-    "gradient": gradient_penalty,
-    "gradient_one_sided": lambda critic, real, fake, key: gradient_penalty(
-        critic, real, fake, key, one_sided=True
-    ),
-    "dragan": lambda critic, real, fake, key: dragan(critic, real, key),
-    "r1": lambda critic, real, fake, key: r1(critic, real),
-    "r2": lambda critic, real, fake, key: r2(critic, fake),
-    "r1_r2": lambda critic, real, fake, key: r1(critic, real) + r2(critic, fake),
-}
-"""By name: (critic, real, fake, key) -> scalar."""
-
-
 def _squared_gradients(critic, x):
     """|grad critic|^2 of each row, (B,)."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -89,3 +81,82 @@ def _off_target(critic, x, target, one_sided):
     norms = jnp.sqrt(_squared_gradients(critic, x) + 1e-12)  # a plain norm has a NaN slope at 0
     excess = norms - target
     return ((jax.nn.relu(excess) if one_sided else excess) ** 2).mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class Penalty(Value):
+    """What all penalties have. Called with a critic, real and generated data and a key, one is a scalar."""
+
+    every: int = dataclasses.field(default=1, kw_only=True)
+    """Apply the penalty at every k-th step of the discriminator, with k times the weight."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every counts steps from 1 on, got {self.every}")
+
+    @property
+    def factor(self) -> float:
+        """What the scalar is multiplied by in the discriminator's loss."""
+        raise NotImplementedError
+
+    def __call__(self, critic: Critic, real: Array, fake: Array, key: Array) -> Array:
+        """The penalty without its factor."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientPenalty(Penalty):
+    """`gradient_penalty`, between real and generated data (Gulrajani et al. 2017)."""
+
+    weight: float = 10.0
+    """Weight of the penalty, lambda."""
+    target: float = 1.0
+    """Norm that the gradient is drawn to."""
+    one_sided: bool = False
+    """Penalise only norms above the target."""
+
+    @property
+    def factor(self) -> float:
+        return self.weight
+
+    def __call__(self, critic: Critic, real: Array, fake: Array, key: Array) -> Array:
+        return gradient_penalty(critic, real, fake, key, self.target, self.one_sided)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dragan(GradientPenalty):
+    """`dragan`, around real data (Kodali et al. 2017)."""
+
+    def __call__(self, critic: Critic, real: Array, fake: Array, key: Array) -> Array:
+        return dragan(critic, real, key, self.target, self.one_sided)
+
+
+@dataclasses.dataclass(frozen=True)
+class R1(Penalty):
+    """`r1`, at real data (Mescheder et al. 2018)."""
+
+    gamma: float = 10.0
+    """Weight of half the squared norm."""
+
+    @property
+    def factor(self) -> float:
+        return self.gamma
+
+    def __call__(self, critic: Critic, real: Array, fake: Array, key: Array) -> Array:
+        return r1(critic, real)
+
+
+@dataclasses.dataclass(frozen=True)
+class R2(R1):
+    """`r2`, at generated data (Mescheder et al. 2018)."""
+
+    def __call__(self, critic: Critic, real: Array, fake: Array, key: Array) -> Array:
+        return r2(critic, fake)
+
+
+@dataclasses.dataclass(frozen=True)
+class R1R2(R1):
+    """The sum of both, at real and at generated data (Huang et al. 2024)."""
+
+    def __call__(self, critic: Critic, real: Array, fake: Array, key: Array) -> Array:
+        return r1(critic, real) + r2(critic, fake)

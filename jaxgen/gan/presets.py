@@ -1,14 +1,20 @@
 """The classic adversarial papers as values of one Config: `gan.train_step(state, batch, presets.WGAN_GP)`.
 
 Networks are sized for small grey images and a laptop: 28x28 and 8x8 as they stand, any size divisible by 4.
-`dataclasses.replace(preset, shape=..., generator_widths=...)` makes them what the papers had; `points` puts
-the fully connected networks of the plane under any of them.
+`dataclasses.replace(preset, shape=..., generator=dcgan.Generator(...))` makes them what the papers had, and
+`points` puts the fully connected networks of the plane under any of them.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jaxgen.gan.gan import Config
+from jaxgen import values
+from jaxgen.gan.adaptive import Adaptive
+from jaxgen.gan.conditioning import Auxiliary, Concat, Info, Projection
+from jaxgen.gan.config import Config
+from jaxgen.gan.networks import dcgan, mlp, r3gan, resnet
+from jaxgen.gan.penalties import R1, R1R2, GradientPenalty
+from jaxgen.values import Adam, Linear, RMSProp
 
 
 class Preset(NamedTuple):
@@ -19,126 +25,112 @@ class Preset(NamedTuple):
     expect: str
 
 
+def _by(optimizer: values.Optimizer) -> dict[str, Any]:
+    """The same optimizer for both players."""
+    return {"generator_optimizer": optimizer, "discriminator_optimizer": optimizer}
+
+
 _SMALL_IMAGES = Config(
     shape=(28, 28, 1),
-    network="dcgan",
     num_latents=100,
-    generator_widths=(128, 64),
-    discriminator_widths=(64, 128),
-    generator_normalization="batch",
-    init_std=0.02,
+    generator=dcgan.Generator((128, 64)),
+    discriminator=dcgan.Discriminator((64, 128), normalization="none"),
 )
 
 GAN = Config(
     shape=(28, 28, 1),
     num_latents=100,
-    generator_widths=(256, 512),
-    discriminator_widths=(512, 256),
+    generator=mlp.Generator((256, 512)),
+    discriminator=mlp.Discriminator((512, 256)),
     loss="minimax",
 )
 NSGAN = dataclasses.replace(GAN, loss="non_saturating")
 FGAN = dataclasses.replace(GAN, loss="f:jensen_shannon:practical")
-CGAN = dataclasses.replace(NSGAN, conditioning="concat", num_classes=10)
+CGAN = dataclasses.replace(NSGAN, conditioning=Concat(), num_classes=10)
 
-DCGAN = dataclasses.replace(_SMALL_IMAGES, discriminator_normalization="batch")
+DCGAN = dataclasses.replace(_SMALL_IMAGES, discriminator=dcgan.Discriminator((64, 128)))
 LSGAN = dataclasses.replace(DCGAN, loss="least_squares")
 PACGAN = dataclasses.replace(DCGAN, packing=2)
-ACGAN = dataclasses.replace(DCGAN, conditioning="auxiliary", num_classes=10)
+ACGAN = dataclasses.replace(DCGAN, conditioning=Auxiliary(), num_classes=10)
 INFOGAN = dataclasses.replace(
-    DCGAN,
-    conditioning="info",
-    num_latents=62,
-    num_codes=10,
-    num_continuous_codes=2,
-    auxiliary_generator_weight=1.0,
+    DCGAN, conditioning=Info(num_codes=10, num_continuous_codes=2, generator_weight=1.0), num_latents=62
 )
 WGAN = dataclasses.replace(
-    DCGAN, loss="wasserstein", weight_clip=0.01, rule="rmsprop", learning_rate=5e-5, discriminator_steps=5
+    DCGAN, loss="wasserstein", weight_clip=0.01, discriminator_steps=5, **_by(RMSProp(5e-5))
 )
 WGAN_GP = dataclasses.replace(
     _SMALL_IMAGES,
     loss="wasserstein",
-    penalty="gradient",
-    penalty_weight=10.0,
+    penalty=GradientPenalty(10.0),
     discriminator_steps=5,
-    learning_rate=1e-4,
-    beta2=0.9,
+    **_by(Adam(1e-4, beta1=0.5, beta2=0.9)),
 )
-SNGAN = dataclasses.replace(_SMALL_IMAGES, loss="hinge", discriminator_normalization="spectral", beta1=0.0)
-PROJECTION_GAN = dataclasses.replace(
-    SNGAN, conditioning="projection", num_classes=10, generator_normalization="conditional"
-)
-ADA = dataclasses.replace(
+SNGAN = dataclasses.replace(
     _SMALL_IMAGES,
-    penalty="r1",
-    penalty_weight=0.1,
-    adaptive_augmentations=("blit", "geometry", "color"),
-    augmentation_ramp=100_000,
+    discriminator=dcgan.Discriminator((64, 128), normalization="spectral"),
+    loss="hinge",
+    **_by(Adam(2e-4, beta1=0.0)),
 )
+PROJECTION_GAN = dataclasses.replace(
+    SNGAN,
+    conditioning=Projection(),
+    num_classes=10,
+    generator=dcgan.Generator((128, 64), normalization="conditional"),
+)
+ADA = dataclasses.replace(_SMALL_IMAGES, penalty=R1(0.1), augmentation=Adaptive(ramp=100_000))
 R3GAN = Config(
     shape=(28, 28, 1),
-    network="r3gan",
-    generator_widths=(64, 64, 64),
-    discriminator_widths=(64, 64, 64),
-    blocks=1,
+    generator=r3gan.Generator((64, 64, 64), blocks=1),
+    discriminator=r3gan.Discriminator((64, 64, 64), blocks=1),
     loss="relativistic",
-    penalty="r1_r2",
-    penalty_weight=1.0,
-    beta1=0.0,
-    beta2=0.99,
+    penalty=R1R2(1.0),
+    **_by(Adam(2e-4, beta1=0.0, beta2=0.99)),
 )
-
 RELATIVISTIC = dataclasses.replace(
-    _SMALL_IMAGES,
-    generator_normalization="none",
-    init_std=0.0,
-    loss="relativistic",
-    penalty="r1_r2",
-    penalty_weight=1.0,
-    beta1=0.0,
-    beta2=0.99,
+    R3GAN,
+    num_latents=100,
+    generator=dcgan.Generator((128, 64), normalization="none", std=0.0),
+    discriminator=dcgan.Discriminator((64, 128), normalization="none", std=0.0),
 )
 
 DCGAN_64 = dataclasses.replace(
     DCGAN,
     shape=(64, 64, 3),
-    generator_widths=(1024, 512, 256, 128),
-    discriminator_widths=(128, 256, 512, 1024),
+    generator=dcgan.Generator((1024, 512, 256, 128)),
+    discriminator=dcgan.Discriminator((128, 256, 512, 1024)),
 )
 """The paper's size, for an accelerator."""
 SNGAN_CIFAR10 = dataclasses.replace(
     SNGAN,
     shape=(32, 32, 3),
-    network="resnet",
     num_latents=128,
-    generator_widths=(256, 256, 256),
-    discriminator_widths=(128, 128, 128, 128),
+    generator=resnet.Generator((256, 256, 256)),
+    discriminator=resnet.Discriminator((128, 128, 128, 128)),
     discriminator_steps=5,
-    beta2=0.9,
-    decay_steps=50_000,
+    **_by(Adam(2e-4, beta1=0.0, beta2=0.9, schedule=Linear(50_000))),
 )
 """The paper's size, for an accelerator."""
 
 
-def points(config: Config, **changes: object) -> Config:
+def points(config: Config, **changes: Any) -> Config:
     """`config` for points in the plane, with the networks of Lin et al. 2018.
 
     Four hidden layers of 400 ReLU units with batch normalization generate, three of 200 maxout units
     discriminate, z has 2 dimensions, weights start from N(0, 0.02^2).
     """
-    return dataclasses.replace(
-        config,
-        shape=(2,),
-        network="mlp",
-        num_latents=2,
-        generator_widths=(400, 400, 400, 400),
-        discriminator_widths=(200, 200, 200),
-        generator_normalization="batch",
-        discriminator_normalization="none",
-        activation="maxout",
-        init_std=0.02,
-        **changes,  # type: ignore[arg-type]
-    )
+    networks: dict[str, Any] = {
+        "generator": mlp.Generator((400, 400, 400, 400), normalization="batch", std=0.02),
+        "discriminator": mlp.Discriminator((200, 200, 200), activation="maxout", std=0.02),
+    }
+    return dataclasses.replace(config, shape=(2,), num_latents=2, **networks, **changes)
+
+
+def decaying(config: Config, steps: int) -> Config:
+    """`config` with step sizes of both players that fall linearly to zero in so many training steps."""
+    players = ("generator_optimizer", "discriminator_optimizer")
+    rules: dict[str, Any] = {player: getattr(config, player) for player in players}
+    rules = {player: dataclasses.replace(rule, schedule=Linear(steps)) for player, rule in rules.items()}
+    return dataclasses.replace(config, **rules)
 
 
 class PointsPreset(NamedTuple):
@@ -154,27 +146,27 @@ class PointsPreset(NamedTuple):
     """Whether the step sizes fall to zero over the training."""
 
 
-_SMALL_R3GAN = dataclasses.replace(
-    R3GAN,
-    shape=(2,),
-    network="mlp",
-    num_latents=2,
-    generator_widths=(128, 128, 128, 128),
-    discriminator_widths=(128, 128, 128, 128),
-    penalty_weight=0.05,
-    learning_rate=2e-3,
-    beta2=0.999,
-)
+_SLOW = Adam(1e-4, beta1=0.8)
 
 POINTS: dict[str, PointsPreset] = {
-    "gan": PointsPreset(
-        points(NSGAN, learning_rate=1e-4, beta1=0.8), "Goodfellow et al. 2014, section 3", 100, 3000
+    "gan": PointsPreset(points(NSGAN, **_by(_SLOW)), "Goodfellow et al. 2014, section 3", 100, 3000),
+    "pacgan": PointsPreset(points(NSGAN, packing=2, **_by(_SLOW)), "Lin et al. 2018", 200, 2500),
+    "wgan_gp": PointsPreset(points(WGAN_GP, penalty=GradientPenalty(0.1)), "Gulrajani et al. 2017", 500, 700),
+    "r3gan": PointsPreset(
+        dataclasses.replace(
+            R3GAN,
+            shape=(2,),
+            num_latents=2,
+            generator=mlp.Generator((128, 128, 128, 128)),
+            discriminator=mlp.Discriminator((128, 128, 128, 128)),
+            penalty=R1R2(0.05),
+            **_by(Adam(2e-3, beta1=0.0)),
+        ),
+        "Huang et al. 2024 (the loss)",
+        256,
+        10_000,
+        decays=True,
     ),
-    "pacgan": PointsPreset(
-        points(NSGAN, learning_rate=1e-4, beta1=0.8, packing=2), "Lin et al. 2018", 200, 2500
-    ),
-    "wgan_gp": PointsPreset(points(WGAN_GP, penalty_weight=0.1), "Gulrajani et al. 2017", 500, 700),
-    "r3gan": PointsPreset(_SMALL_R3GAN, "Huang et al. 2024 (the loss)", 256, 10_000, decays=True),
 }
 """By name. The first three follow Lin et al. 2018, with 100 judgements of real data a step of the
 discriminator; "r3gan" has smaller networks without normalization, and a step size that falls to zero."""

@@ -88,6 +88,5 @@ def likelihoods(
         functions[f"nll_iwae_{num_samples}"] = lambda key, x: family.iwae(key, state, x, cfg, num_samples)
     found: dict[str, Metric] = {}
     for name, function in functions.items():
-        measure = family.measure(cfg) if hasattr(family, "measure") else "bits"
-        found |= likelihood.reported(key, function, dataset, measure, name)
+        found |= likelihood.reported(key, function, dataset, family.measure(cfg), name)
     return found

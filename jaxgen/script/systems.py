@@ -67,6 +67,10 @@ class Options:
     """Where log lines go in addition to metrics.jsonl; needs the extra `logs`."""
 
 
+def _unchanged(dataset: Any) -> Any:
+    return dataset
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class System:
     """One subcommand of a script: a family, its config, and how it is evaluated."""
@@ -76,6 +80,8 @@ class System:
     paper: str
     """Authors and year, for the result."""
     options: Options = Options()
+    transform: Callable[[Any], Any] = _unchanged
+    """What is done to every split of the data before anything else, such as `data.transforms.binarised`."""
     evaluate: Evaluate | None = None
     """The evaluation; by default every likelihood of the family. Samples are always measured in addition."""
     before: Before | None = None
@@ -120,7 +126,8 @@ def run_system(name: str, system: System, options: Options, cfg: Any) -> Any:
     run_dir = options.run_dir or _new_run_dir(name, options)
     options = dataclasses.replace(options, run_dir=run_dir)
     train, test = (
-        data.load(options.data, s, options.data_dir, options.image_size) for s in ("train", "test")
+        system.transform(data.load(options.data, s, options.data_dir, options.image_size))
+        for s in ("train", "test")
     )
     cfg = types.from_data(system.family, train, cfg)
     start = None

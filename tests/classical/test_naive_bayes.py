@@ -9,6 +9,7 @@ from sklearn.naive_bayes import BernoulliNB, CategoricalNB, GaussianNB, Multinom
 
 from jaxgen import shard
 from jaxgen.classical import naive_bayes
+from jaxgen.classical.columns import Bernoulli, Categorical, Gaussian, Multinomial
 
 step = jax.jit(naive_bayes.train_step, static_argnums=2)
 classify = jax.jit(naive_bayes.classify, static_argnums=2)
@@ -25,23 +26,25 @@ REFERENCES = {
 }
 
 
-SMALL = naive_bayes.Config(columns=naive_bayes.Gaussian(0.1))
+LAWS = {
+    "gaussian": Gaussian(1e-3),
+    "bernoulli": Bernoulli(),
+    "multinomial": Multinomial(),
+    "categorical": tuple(map(Categorical, SIZES)),
+}
+SMALL = naive_bayes.Config(columns=Gaussian(0.1))
 
 
-def columns(kind, smoothing=0.5, variance_smoothing=1e-3, sizes=SIZES):
-    """Four columns of a kind."""
-    if kind == "categorical":
-        return naive_bayes.Mixed(tuple(naive_bayes.Categorical(smoothing, size) for size in sizes))
-    made = {
-        "gaussian": naive_bayes.Gaussian(variance_smoothing),
-        "bernoulli": naive_bayes.Bernoulli(smoothing),
-        "multinomial": naive_bayes.Multinomial(smoothing),
-    }
-    return made[kind]
-
-
-def config(kind, smoothing=0.5, **options):
-    defaults = {"shape": (4,), "num_classes": 3, "columns": columns(kind, smoothing)}
+def config(*columns, **options):
+    """A Config of four columns of one law, or of as many as there are laws; categories as in SIZES."""
+    if len(columns) == 1 and columns[0] in LAWS:
+        columns = LAWS[columns[0]]
+    else:
+        columns = tuple(
+            Categorical(SIZES[place]) if kind == "categorical" else LAWS.get(kind, kind)
+            for place, kind in enumerate(columns)
+        )
+    defaults = {"shape": (4,), "num_classes": 3, "smoothing": 0.5, "columns": columns}
     return naive_bayes.Config(**defaults | options)
 
 
@@ -70,29 +73,30 @@ def test_classifies_as_scikit_learn(tables, kind):
 
 
 def test_mixed_columns_multiply(tables):
-    """Columns of each kind, shuffled: the joint is that of the kinds fitted alone."""
+    """Two columns of each kind, shuffled: the joint is that of the kinds fitted alone."""
     values, label = tables
-    names = ("gaussian", "three", "bernoulli", "multinomial", "multinomial", "gaussian", "four")
-    kinds = {
-        "gaussian": naive_bayes.Gaussian(),
-        "bernoulli": naive_bayes.Bernoulli(0.5),
-        "multinomial": naive_bayes.Multinomial(0.5),
-        "three": naive_bayes.Categorical(0.5, 3),
-        "four": naive_bayes.Categorical(0.5, 4),
-    }
-    places = {name: np.flatnonzero(np.array(names) == name) for name in kinds}
-    x = np.zeros((300, 7))
-    for name, place in places.items():
-        table = values.get(name, values["categorical"])
-        x[:, place] = table[:, {"four": 3}.get(name, 2) :][:, : len(place)]
-    cfg = naive_bayes.Config(
-        shape=(7,), num_classes=3, columns=naive_bayes.Mixed(tuple(kinds[name] for name in names))
+    columns = (
+        "gaussian",
+        "categorical",
+        "bernoulli",
+        "multinomial",
+        "multinomial",
+        "gaussian",
+        "categorical",
     )
+    places = {kind: np.flatnonzero(np.array(columns) == kind) for kind in KINDS}
+    x = np.zeros((300, 7))
+    for kind, place in places.items():
+        x[:, place] = values[kind][:, 2 : 2 + len(place)]
+    laws = {kind: (LAWS[kind],) * 2 for kind in KINDS} | {"categorical": LAWS["categorical"][2:]}
+    nth = [columns[:place].count(kind) for place, kind in enumerate(columns)]
+    chosen = tuple(laws[kind][index] for kind, index in zip(columns, nth, strict=True))
+    cfg = config(shape=(7,), columns=chosen)
     with jax.enable_x64(True):
         state = naive_bayes.fit(x, label, cfg)
         total = 0
-        for name, place in places.items():
-            part = naive_bayes.Config(shape=(len(place),), num_classes=3, columns=kinds[name])
+        for kind, place in places.items():
+            part = config(shape=(len(place),), columns=laws[kind][: len(place)])
             alone = naive_bayes.fit(x[:, place], label, part)
             total += naive_bayes._log_joint(x[:, place], alone.params, part) - jnp.log(alone.params.weights)
         np.testing.assert_allclose(
@@ -102,28 +106,6 @@ def test_mixed_columns_multiply(tables):
     np.testing.assert_allclose(drawn.mean(0), x.mean(0), atol=0.15)
     assert set(np.unique(drawn[:, 1])) == {0, 1, 2}
     assert set(np.unique(drawn[:, 2])) == {0, 1}
-
-
-def test_the_measure_is_that_of_the_columns():
-    kinds = (naive_bayes.Categorical(), naive_bayes.Bernoulli())
-    expected = {
-        naive_bayes.Gaussian(): "density",
-        naive_bayes.Bernoulli(): "bits",
-        naive_bayes.Multinomial(): "counts",
-        naive_bayes.Categorical(): "symbols",
-        naive_bayes.Mixed(kinds): "symbols",
-        naive_bayes.Mixed((naive_bayes.Gaussian(), kinds[0])): "density",
-    }
-    found = {kind: naive_bayes.measure(naive_bayes.Config(columns=kind)) for kind in expected}
-    assert found == expected
-
-
-def test_a_larger_threshold_sets_fewer_bits(tables):
-    x, label = tables[0]["gaussian"], tables[1]
-    cfg = naive_bayes.Config(shape=(4,), num_classes=3, columns=naive_bayes.Bernoulli(0.5, threshold=1.0))
-    found = naive_bayes.fit(x, label, cfg)
-    expected = naive_bayes.fit((x > 1.0) * 1.0, label, config("bernoulli"))
-    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
 
 
 def test_probabilities_of_all_bits_sum_to_one(tables):
@@ -138,7 +120,7 @@ def test_probabilities_of_all_documents_of_a_length_sum_to_one(tables):
     state = naive_bayes.fit(tables[0]["multinomial"], tables[1], cfg)
     everything = np.array([c for c in itertools.product(range(6), repeat=4) if sum(c) == 5], np.float32)
     assert jnp.exp(log_prob(state, everything, cfg)).sum() == pytest.approx(1, rel=1e-5)
-    expected = scipy.stats.multinomial(5, np.asarray(state.params.columns[0]["probability"][0]))
+    expected = scipy.stats.multinomial(5, np.asarray(state.params.columns["multinomial"]["probability"][0]))
     only = state._replace(params=state.params._replace(weights=jnp.array([1.0, 0, 0])))
     np.testing.assert_allclose(log_prob(only, everything, cfg), expected.logpmf(everything), rtol=1e-4)
 
@@ -163,7 +145,7 @@ def test_batches_give_what_the_whole_gives(tables, kind):
 def test_float32_holds_far_from_the_origin(tables):
     x, label = tables[0]["gaussian"] + 1e4, tables[1]
     cfg = config("gaussian")
-    variance = naive_bayes.fit(np.float32(x), label, cfg).params.columns[0]["variance"]
+    variance = naive_bayes.fit(np.float32(x), label, cfg).params.columns["gaussian"]["variance"]
     expected = GaussianNB(var_smoothing=1e-3).fit(np.float64(np.float32(x)), label).var_
     assert variance.dtype == jnp.float32
     np.testing.assert_allclose(variance, expected, rtol=1e-4)
@@ -172,7 +154,7 @@ def test_float32_holds_far_from_the_origin(tables):
 @pytest.mark.parametrize("kind", KINDS)
 def test_samples_have_the_means_of_their_class(tables, kind):
     x, label = tables[0][kind], tables[1]
-    cfg = config(kind, 1e-3)
+    cfg = config(kind, smoothing=1e-3)
     state = naive_bayes.fit(x, label, cfg)
     drawn = np.asarray(sample(jax.random.key(0), state, 50_000, cfg, 1))
     np.testing.assert_allclose(drawn.mean(0), x[label == 1].mean(0), atol=0.05)
@@ -187,7 +169,9 @@ def test_pictures_are_bits_or_words_and_come_back_as_pictures(tables, kind):
     """Bits and counts written as grey levels on [-1, 1] give the model of the bits and counts."""
     values, label = np.minimum(tables[0][kind], 4), tables[1]
     levels = {"bernoulli": 1, "multinomial": 4}[kind]
-    cfg = config(kind, shape=(2, 2, 1), levels=levels + 1)
+    cfg = config(
+        shape=(2, 2, 1), columns={"bernoulli": Bernoulli(), "multinomial": Multinomial(levels)}[kind]
+    )
     pictures = (2 * values / levels - 1).reshape(-1, 2, 2, 1)
     plain = naive_bayes.fit(values, label, config(kind))
     state = naive_bayes.fit(pictures, label, cfg)
@@ -198,13 +182,9 @@ def test_pictures_are_bits_or_words_and_come_back_as_pictures(tables, kind):
 
 def test_a_batch_split_over_devices_gives_the_same_step(tables):
     values, label = tables
-    names = ("bernoulli", "categorical", "gaussian", "multinomial")
-    kinds = tuple(
-        naive_bayes.Categorical(num_categories=4) if name == "categorical" else columns(name)
-        for name in names
-    )
-    cfg = naive_bayes.Config(shape=(4,), num_classes=3, columns=naive_bayes.Mixed(kinds))
-    x = np.stack([values[name][:296, i] for i, name in enumerate(names)], 1)
+    columns = ("bernoulli", "categorical", "gaussian", "multinomial")
+    cfg = config(*columns)
+    x = np.stack([values[kind][:296, i] for i, kind in enumerate(columns)], 1)
     batch = {"x": np.float32(x), "label": label[:296]}
     state = naive_bayes.init(jax.random.key(0), cfg)
     split, whole = (step(state, b, cfg)[0] for b in (shard.put_batch(batch, shard.mesh()), batch))
@@ -230,11 +210,29 @@ def test_a_category_out_of_range_counts_as_missing(tables):
     x, label = tables[0]["categorical"], tables[1]
     cfg = config("categorical")
     state = naive_bayes.fit(x, label, cfg)
-    without = config("categorical", shape=(3,), columns=columns("categorical", sizes=SIZES[1:]))
+    without = config(shape=(3,), columns=LAWS["categorical"][1:])
     expected = classify(naive_bayes.fit(x[:, 1:], label, without), x[:, 1:], without)
-    for missing in (-1, 2):
+    for missing in (-1, 3):
         found = classify(state, np.c_[np.full(300, missing), x[:, 1:]], cfg)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_laws_of_one_kind_with_other_options_are_kept_apart(tables):
+    """Two thresholds: each column is cut at its own."""
+    x, label = tables[0]["gaussian"], tables[1]
+    cfg = config(columns=(Bernoulli(0.0), Bernoulli(1.0), Bernoulli(0.0), Bernoulli(1.0)))
+    cut = config("bernoulli")
+    bits = (x > np.array([0.0, 1.0, 0.0, 1.0])) * 1.0
+    expected = classify(naive_bayes.fit(bits, label, cut), bits, cut)
+    np.testing.assert_allclose(
+        classify(naive_bayes.fit(x, label, cfg), x, cfg), expected, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_likelihood_says_what_it_is_of():
+    kinds = {"gaussian": "density", "bernoulli": "bits", "multinomial": "counts", "categorical": "symbols"}
+    assert {kind: naive_bayes.measure(config(kind)) for kind in KINDS} == kinds
+    assert naive_bayes.measure(config("bernoulli", "gaussian", "bernoulli", "bernoulli")) == "density"
 
 
 def test_bad_input_is_named(tables):
@@ -247,23 +245,15 @@ def test_bad_input_is_named(tables):
     with pytest.raises(ValueError, match="integers from 0"):
         naive_bayes.fit(x, label, config("categorical"))
     with pytest.raises(ValueError, match="below num_categories"):
-        naive_bayes.fit(
-            values["categorical"], label, config("categorical", columns=naive_bayes.Categorical())
-        )
+        naive_bayes.fit(values["categorical"], label, config(columns=Categorical(2)))
     with pytest.raises(ValueError, match="class 2 has no examples"):
         naive_bayes.fit(x, np.minimum(label, 1), config("gaussian"))
     with pytest.raises(ValueError, match=r"not \(300, 4\) and \(3,\)"):
         naive_bayes.fit(x, label[:3], config("gaussian"))
-    for message, options in {
+    for options, message in {
         "needs labels": {"num_classes": 0},
-        "2 kinds for 4 columns": {"columns": naive_bayes.Mixed((columns("gaussian"), columns("bernoulli")))},
+        "2 laws for 4 columns": {"columns": (Gaussian(), Bernoulli())},
+        "above 0": {"smoothing": 0.0},
     }.items():
-        with pytest.raises(ValueError, match=message):
-            naive_bayes.init(jax.random.key(0), naive_bayes.Config(**{"shape": (4,)} | options))
-    with pytest.raises(ValueError, match="above 0"):
-        naive_bayes.Bernoulli(smoothing=0.0)
-    with pytest.raises(ValueError, match="negative"):
-        naive_bayes.Gaussian(-1.0)
-    pictures = naive_bayes.Config(shape=(2, 2, 1), columns=naive_bayes.Multinomial())
-    with pytest.raises(ValueError, match="number of levels must be known"):
-        naive_bayes.fit(np.abs(x), label % 2, pictures)
+        with pytest.raises(ValueError, match=options):
+            naive_bayes.init(jax.random.key(0), naive_bayes.Config(**{"shape": (4,)} | message))

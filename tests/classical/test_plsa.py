@@ -9,6 +9,8 @@ import scipy.sparse
 from jaxgen import shard
 from jaxgen.classical import documents, plsa
 
+SMALL = plsa.Config(num_topics=3, fold_steps=5)
+
 
 @pytest.fixture(scope="module")
 def counts():

@@ -11,6 +11,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from jaxgen import data
+from jaxgen.evaluation import frechet
 from jaxgen.evaluation.features.extractor import Extractor, Images, check_images, stream
 from jaxgen.nn import conv
 
@@ -80,7 +81,7 @@ def _random_features(images: Array) -> Array:
 
 def _moments(images: Images) -> tuple[np.ndarray, np.ndarray, tuple[int, ...], str]:
     """Mean and covariance (ddof 1) of flattened pictures in float64, their shape, SHA-256 of their values."""
-    count, mean, scatter = 0, np.zeros(()), np.zeros(())
+    moments = frechet.Moments()
     shape: tuple[int, ...] = ()
     digest = hashlib.sha256()
     for batch in stream(images, 500):
@@ -88,10 +89,6 @@ def _moments(images: Images) -> tuple[np.ndarray, np.ndarray, tuple[int, ...], s
         if math.prod(shape) > LARGEST:
             raise ValueError(f"principal components of pictures {shape} are too many: give smaller ones")
         digest.update(np.ascontiguousarray(batch, "<f4").tobytes())
-        rows = batch.reshape(len(batch), -1).astype(np.float64)
-        delta, centred, total = rows.mean(0) - mean, rows - rows.mean(0), count + len(rows)
-        # Chan's pairwise update: no large sums are subtracted.
-        scatter = scatter + centred.T @ centred + np.outer(delta, delta) * (count * len(rows) / total)
-        mean = mean + delta * (len(rows) / total)
-        count = total
-    return mean, scatter / max(count - 1, 1), shape, digest.hexdigest()
+        moments.update(batch.reshape(len(batch), -1))
+    covariance = moments.scatter / max(moments.count - 1, 1)
+    return moments.mean, covariance, shape, digest.hexdigest()

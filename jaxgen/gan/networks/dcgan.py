@@ -3,10 +3,9 @@
 Departs from the paper: kernels of 4x4 in place of 5x5, which at stride 2 cover every pixel equally often.
 """
 
-from typing import Any
+from typing import Literal
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jax import Array
 
 from jaxgen.gan.networks import layers
@@ -22,16 +21,24 @@ class Generator(nn.Module):
     Raises ValueError for images whose size is not divisible by 2^len(widths).
     """
 
-    shape: tuple[int, ...]
-    widths: tuple[int, ...]
-    normalization: str = "batch"
-    upsampling: str = "transposed"
+    widths: tuple[int, ...] = (128, 64)
+    """Channels from the smallest images to the largest."""
+    normalization: Literal["none", "batch", "conditional"] = "batch"
+    """Normalization of the hidden layers; the conditional one has scales and biases of each class."""
+    upsampling: Literal["transposed", "nearest"] = "transposed"
+    """How the size is doubled."""
     std: float = 0.02
-    num_labels: int = 0
-    dtype: Any = jnp.float32
+    """Standard deviation of the initial weights; 0 for He's."""
+    shape: tuple[int, ...] | None = None
+    """Shape of one example; filled in from the Config."""
+    num_labels: int | None = None
+    """Classes whose one-hot label is the end of the codes; filled in from the Config."""
+    dtype: str | None = None
+    """Compute dtype; filled in from the Config."""
 
     @nn.compact
     def __call__(self, codes: Array, train: bool) -> Array:
+        assert self.shape is not None
         label = layers.label_of(codes, self.num_labels)
         size = layers.first_size(self.shape, len(self.widths))
         first, *rest = self.widths
@@ -62,11 +69,16 @@ class Discriminator(nn.Module):
     Spectral normalization takes in the first as well. Any image size will do.
     """
 
-    widths: tuple[int, ...]
-    normalization: str = "batch"
+    widths: tuple[int, ...] = (64, 128)
+    """Channels from the largest images to the smallest."""
+    normalization: Literal["none", "batch", "layer", "spectral"] = "batch"
+    """Normalization of the hidden layers, or of the weights of all layers (spectral)."""
     dropout: float = 0.0
+    """Share of the hidden units that are dropped in training."""
     std: float = 0.02
-    dtype: Any = jnp.float32
+    """Standard deviation of the initial weights; 0 for He's."""
+    dtype: str | None = None
+    """Compute dtype; filled in from the Config."""
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:

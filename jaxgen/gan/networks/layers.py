@@ -52,8 +52,12 @@ def normalize(
 
     "conditional" is batch normalization whose scale and bias are those of the class, `label` (B, K) one-hot
     (Dumoulin et al. 2017). Batch normalization's scales start from N(1, std^2).
+
+    Raises ValueError for a conditional normalization without a label.
     """
     if normalization == "conditional":
+        if label is None:
+            raise ValueError('normalization "conditional" of the generator needs a conditioning by labels')
         x = norm.BatchNorm(not train, MOMENTUM, dtype=x.dtype, use_scale=False, use_bias=False)(x)
         per_class = lambda init: nn.Dense(x.shape[-1], use_bias=False, dtype=x.dtype, kernel_init=init)(label)
         scale, bias = (
@@ -70,7 +74,7 @@ def normalize(
     return norm.GroupNorm(1, dtype=x.dtype)(x) if normalization == "layer" else x
 
 
-def label_of(codes: Array, num_labels: int) -> Array | None:
+def label_of(codes: Array, num_labels: int | None) -> Array | None:
     """The one-hot label (B, K) at the end of codes (B, L), if they have one."""
     return codes[:, -num_labels:] if num_labels else None
 

@@ -1,10 +1,9 @@
 """Fully connected networks, for points and small images (Goodfellow et al. 2014)."""
 
 import math
-from typing import Any
+from typing import Literal
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jax import Array
 
 from jaxgen.gan.networks import layers
@@ -15,15 +14,22 @@ MAXOUT_PIECES = 5
 class Generator(nn.Module):
     """ReLU layers of the given widths; images end in tanh, anything else in no nonlinearity."""
 
-    shape: tuple[int, ...]
-    widths: tuple[int, ...]
-    normalization: str = "none"
+    widths: tuple[int, ...] = (128, 128)
+    """Widths of the hidden layers."""
+    normalization: Literal["none", "batch", "conditional"] = "none"
+    """Normalization of the hidden layers; the conditional one has scales and biases of each class."""
     std: float = 0.0
-    num_labels: int = 0
-    dtype: Any = jnp.float32
+    """Standard deviation of the initial weights; 0 for He's."""
+    shape: tuple[int, ...] | None = None
+    """Shape of one example; filled in from the Config."""
+    num_labels: int | None = None
+    """Classes whose one-hot label is the end of the codes; filled in from the Config."""
+    dtype: str | None = None
+    """Compute dtype; filled in from the Config."""
 
     @nn.compact
     def __call__(self, codes: Array, train: bool) -> Array:
+        assert self.shape is not None
         label = layers.label_of(codes, self.num_labels)
         x = codes
         for width in self.widths:
@@ -37,12 +43,18 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Layers of the given widths, with LeakyReLU, ReLU or the largest of five linear pieces."""
 
-    widths: tuple[int, ...]
-    normalization: str = "none"
-    activation: str = "leaky_relu"
+    widths: tuple[int, ...] = (128, 128)
+    """Widths of the hidden layers."""
+    normalization: Literal["none", "batch", "layer", "spectral"] = "none"
+    """Normalization of the hidden layers, or of the weights of all layers (spectral)."""
+    activation: Literal["leaky_relu", "relu", "maxout"] = "leaky_relu"
+    """Nonlinearity of the hidden layers."""
     dropout: float = 0.0
+    """Share of the hidden units that are dropped in training."""
     std: float = 0.0
-    dtype: Any = jnp.float32
+    """Standard deviation of the initial weights; 0 for He's."""
+    dtype: str | None = None
+    """Compute dtype; filled in from the Config."""
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:

@@ -27,18 +27,23 @@ class Generator(nn.Module):
     Raises ValueError for images whose size is not divisible by 2^(len(widths) - 1).
     """
 
-    shape: tuple[int, ...]
-    widths: tuple[int, ...]
+    widths: tuple[int, ...] = (64, 64, 64)
+    """Channels from the smallest images to the largest."""
     blocks: int = 2
-    dtype: Any = jnp.float32
+    """Residual blocks at each size."""
+    shape: tuple[int, ...] | None = None
+    """Shape of one example; filled in from the Config."""
+    dtype: str | None = None
+    """Compute dtype; filled in from the Config."""
 
     @nn.compact
     def __call__(self, codes: Array, train: bool) -> Array:
         del train
+        assert self.shape is not None
         size = layers.first_size(self.shape, len(self.widths) - 1)
         basis = self.param("basis", nn.initializers.normal(1.0), (*size, self.widths[0]))
         scales = nn.Dense(self.widths[0], use_bias=False, dtype=self.dtype)(codes)
-        x = basis.astype(self.dtype) * scales[:, None, None]
+        x = basis.astype(scales.dtype) * scales[:, None, None]
         for index, width in enumerate(self.widths):
             if index:
                 x = double(_pointwise(width, self.dtype)(x) if width != x.shape[-1] else x)
@@ -54,9 +59,12 @@ class Discriminator(nn.Module):
     Raises ValueError for images whose size is not divisible by 2^(len(widths) - 1).
     """
 
-    widths: tuple[int, ...]
+    widths: tuple[int, ...] = (64, 64, 64)
+    """Channels from the largest images to the smallest."""
     blocks: int = 2
-    dtype: Any = jnp.float32
+    """Residual blocks at each size."""
+    dtype: str | None = None
+    """Compute dtype; filled in from the Config."""
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -81,14 +89,14 @@ class Branch(nn.Module):
 
     width: int
     total: int
-    dtype: Any = jnp.float32
+    dtype: str | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         wide = 2 * self.width
         groups = wide // GROUP_SIZE if wide % GROUP_SIZE == 0 else 1
         init = nn.initializers.variance_scaling(2 / 1.04 / math.sqrt(self.total), "fan_in", "normal")
-        options = {"dtype": self.dtype, "kernel_init": init}
+        options: dict[str, Any] = {"dtype": self.dtype, "kernel_init": init}
         x = layers.leaky_relu(conv.Conv(wide, (1, 1), **options)(x))
         grouped = nn.Conv(
             wide, (3, 3), feature_group_count=groups, conv_general_dilated=grouped_conv, **options

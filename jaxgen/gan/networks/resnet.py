@@ -4,10 +4,9 @@ For 32x32 images the paper's are generator widths (256, 256, 256) and discrimina
 128). Weights start as Glorot's, sqrt 2 larger inside the blocks.
 """
 
-from typing import Any
+from typing import Literal
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jax import Array
 
 from jaxgen.gan.networks import layers
@@ -23,14 +22,20 @@ class Generator(nn.Module):
     Raises ValueError for images whose size is not divisible by 2^len(widths).
     """
 
-    shape: tuple[int, ...]
-    widths: tuple[int, ...]
-    normalization: str = "batch"
-    num_labels: int = 0
-    dtype: Any = jnp.float32
+    widths: tuple[int, ...] = (128, 128)
+    """Channels from the smallest images to the largest."""
+    normalization: Literal["none", "batch", "conditional"] = "batch"
+    """Normalization of the hidden layers; the conditional one has scales and biases of each class."""
+    shape: tuple[int, ...] | None = None
+    """Shape of one example; filled in from the Config."""
+    num_labels: int | None = None
+    """Classes whose one-hot label is the end of the codes; filled in from the Config."""
+    dtype: str | None = None
+    """Compute dtype; filled in from the Config."""
 
     @nn.compact
     def __call__(self, codes: Array, train: bool) -> Array:
+        assert self.shape is not None
         label = layers.label_of(codes, self.num_labels)
         size = layers.first_size(self.shape, len(self.widths))
         init = nn.initializers.glorot_uniform()
@@ -51,9 +56,12 @@ class Discriminator(nn.Module):
     `normalization` is "spectral", "layer" or "none". Images of odd size are not halved.
     """
 
-    widths: tuple[int, ...]
-    normalization: str = "spectral"
-    dtype: Any = jnp.float32
+    widths: tuple[int, ...] = (128, 128, 128)
+    """Channels from the largest images to the smallest."""
+    normalization: Literal["none", "layer", "spectral"] = "spectral"
+    """Normalization of the hidden layers, or of the weights of all layers (spectral)."""
+    dtype: str | None = None
+    """Compute dtype; filled in from the Config."""
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
