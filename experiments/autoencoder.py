@@ -223,7 +223,7 @@ SYSTEMS = {
         options=Options(data="mnist", steps=20_000),
         evaluate=functools.partial(evaluate, num_samples=100),
     ),
-    # Jang et al. have 101.5 (table 1, 20 variables of 10 categories) on a fixed binarisation that is not ours.
+    # Jang et al. have 101.5 (table 1, 20 variables of 10 categories) on another binarisation.
     "categorical_vae": System(
         family=vae,
         config=vae.Config(
