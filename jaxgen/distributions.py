@@ -139,29 +139,6 @@ def geometric_js_normal(
     return (1 - alpha) * kl_normal(*q, *between) + alpha * kl_normal(*p, *between)
 
 
-def monte_carlo_kl(
-    key: Array,
-    draw: Callable[[Array], Array],
-    log_q: Callable[[Array], Array],
-    log_p: Callable[[Array], Array],
-    num_samples: int = 1,
-) -> Array:
-    """KL(q || p) of any pair of densities: the mean of log q(z) - log p(z) over draws of q, unbiased, (B,).
-
-    Args:
-        draw: key -> z (B, ...), from q; the estimate is differentiable if the draw is.
-        log_q, log_p: z -> (B,).
-    """
-
-    def add(total, key):
-        z = draw(key)
-        return total + log_q(z) - log_p(z), None
-
-    shape = jax.eval_shape(lambda key: log_q(draw(key)), key).shape
-    total, _ = jax.lax.scan(add, jnp.zeros(shape), jax.random.split(key, num_samples))
-    return total / num_samples
-
-
 def importance_weighted_bound(
     key: Array,
     propose: Callable[[Array], tuple[Any, Array]],
