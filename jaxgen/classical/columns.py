@@ -75,8 +75,24 @@ class Gaussian(values.Value):
         """Raises ValueError for columns (B, D) that the law cannot be of."""
 
 
+class _Counted(values.Value):
+    """Laws whose counts are sums over the examples of each class."""
+
+    def zero_counts(self, num_classes: int, num_columns: int, dtype: Any) -> Arrays:
+        """The counts of no examples."""
+        return {"count": jnp.zeros((num_classes, num_columns), dtype)}
+
+    def counts(self, part: Array, member: Array) -> Arrays:
+        """Bits or words of each class, (K, D)."""
+        return {"count": matmul(member.T, part)}
+
+    def merged(self, first: Arrays, second: Arrays, before: Array, added: Array) -> Arrays:
+        """The counts of two sets of examples together."""
+        return jax.tree.map(jnp.add, first, second)
+
+
 @dataclasses.dataclass(frozen=True)
-class Bernoulli(values.Value):
+class Bernoulli(_Counted):
     """A bit: whether the value is above a threshold."""
 
     threshold: float = 0.0
@@ -88,18 +104,6 @@ class Bernoulli(values.Value):
     def part(self, flat: Array, shape: tuple[int, ...]) -> Array:
         """Bits, 0 and 1."""
         return (flat > self.threshold).astype(flat.dtype)
-
-    def zero_counts(self, num_classes: int, num_columns: int, dtype: Any) -> Arrays:
-        """The counts of no examples."""
-        return {"count": jnp.zeros((num_classes, num_columns), dtype)}
-
-    def counts(self, part: Array, member: Array) -> Arrays:
-        """Set bits of each class, (K, D)."""
-        return {"count": matmul(member.T, part)}
-
-    def merged(self, first: Arrays, second: Arrays, before: Array, added: Array) -> Arrays:
-        """The counts of two sets of examples together."""
-        return jax.tree.map(jnp.add, first, second)
 
     def params(self, counts: Arrays, examples: Array, smoothing: float) -> Arrays:
         """Probabilities of a set bit, (K, D)."""
@@ -120,7 +124,7 @@ class Bernoulli(values.Value):
 
 
 @dataclasses.dataclass(frozen=True)
-class Multinomial(values.Value):
+class Multinomial(_Counted):
     """Counts of words: all columns of this law share the words of a document."""
 
     num_levels: int = 16
@@ -132,18 +136,6 @@ class Multinomial(values.Value):
     def part(self, flat: Array, shape: tuple[int, ...]) -> Array:
         """Words of each kind."""
         return documents.words_of(flat, shape, self.num_levels)
-
-    def zero_counts(self, num_classes: int, num_columns: int, dtype: Any) -> Arrays:
-        """The counts of no examples."""
-        return {"count": jnp.zeros((num_classes, num_columns), dtype)}
-
-    def counts(self, part: Array, member: Array) -> Arrays:
-        """Words of each class, (K, D)."""
-        return {"count": matmul(member.T, part)}
-
-    def merged(self, first: Arrays, second: Arrays, before: Array, added: Array) -> Arrays:
-        """The counts of two sets of examples together."""
-        return jax.tree.map(jnp.add, first, second)
 
     def params(self, counts: Arrays, examples: Array, smoothing: float) -> Arrays:
         """Probabilities of a word (K, D), and words in a document (K,)."""
@@ -167,7 +159,7 @@ class Multinomial(values.Value):
 
 
 @dataclasses.dataclass(frozen=True)
-class Categorical(values.Value):
+class Categorical(_Counted):
     """A category, 0, 1, ..."""
 
     num_categories: int = 2
@@ -187,10 +179,6 @@ class Categorical(values.Value):
     def counts(self, part: Array, member: Array) -> Arrays:
         """Examples of each class and category, (K, D, V)."""
         return {"count": jnp.einsum("nk,ndv->kdv", member, part, precision="highest")}
-
-    def merged(self, first: Arrays, second: Arrays, before: Array, added: Array) -> Arrays:
-        """The counts of two sets of examples together."""
-        return jax.tree.map(jnp.add, first, second)
 
     def params(self, counts: Arrays, examples: Array, smoothing: float) -> Arrays:
         """Probabilities of a category, (K, D, V)."""

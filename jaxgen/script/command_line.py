@@ -175,7 +175,9 @@ def _classes(hint: Any) -> dict[str, type]:
 
 
 def _snake(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+    """A class name as a word of a command line: "log_normal"; "dreg" of DReG, which has no words in it."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+    return name.lower() if any(len(word) == 1 for word in words.split("_")) else words
 
 
 def _replaced(value: Any, path: Sequence[str], part: Any) -> Any:
