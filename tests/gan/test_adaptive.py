@@ -1,7 +1,5 @@
 """Adaptive augmentation: what its parts do, the identity at probability 0, derivatives, the controller."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +8,8 @@ import pytest
 import scipy.ndimage
 
 from jaxgen.gan import adaptive, gan
+from jaxgen.gan.networks import mlp
+from jaxgen.values import SGD, Adam
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (64, 9, 9, 3))
@@ -105,19 +105,32 @@ def test_gradients_of_gradients_are_finite_and_right():
 
 
 def test_probability_follows_the_sign_and_crosses_in_the_ramp():
-    rate = adaptive.INTERVAL * 100 / 10_000
+    augmentation, rate = adaptive.Adaptive(target=0.6, ramp=10_000), adaptive.INTERVAL * 100 / 10_000
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def run(count, signs, controller):
-        step = lambda c, i: (adaptive.update(c, signs[i], i, 0.6, rate),) * 2
-        return jax.lax.scan(step, controller, jnp.arange(count))[1].probability
+    @jax.jit
+    def run(signs, controller):
+        def step(controller, i):
+            controller, metrics = augmentation.update(controller, signs[i], i, 100)
+            return controller, metrics["augmentation_probability"]
 
-    up = run(100, jnp.full(100, 0.9), adaptive.init())
+        return jax.lax.scan(step, controller, jnp.arange(100))[1]
+
+    up = run(jnp.full(100, 0.9), augmentation.init())
     np.testing.assert_allclose(up, np.arange(1, 101) // 4 * rate, atol=1e-6)  # 10,000 examples from 0 to 1
-    down = run(100, jnp.full(100, 0.2), adaptive.Controller(jnp.float32(0.5), jnp.float32(0.0)))
+    down = run(jnp.full(100, 0.2), adaptive.Controller(jnp.float32(0.5), jnp.float32(0.0)))
     np.testing.assert_allclose(down, np.maximum(0.5 - np.arange(1, 101) // 4 * rate, 0), atol=1e-6)
-    mixed = run(100, jnp.tile(jnp.array([1.0, 1.0, 1.0, -1.0]), 25), adaptive.init())
+    mixed = run(jnp.tile(jnp.array([1.0, 1.0, 1.0, -1.0]), 25), augmentation.init())
     assert mixed.max() == 0  # the mean of four is 1/2
+
+
+def test_only_the_named_transformations_happen_and_as_often_as_the_state_says():
+    mirrored = lambda state: adaptive.Adaptive(("color",))(KEY, X, state) - X
+    assert jnp.abs(mirrored(adaptive.Controller(jnp.float32(0.0), jnp.float32(0.0)))).max() == 0
+    moved = mirrored(adaptive.Controller(ONE, jnp.float32(0.0)))
+    assert jnp.abs(moved).max((1, 2, 3)).min() > 1e-3
+    grey = jnp.ones((64, 9, 9, 1))
+    seen = adaptive.Adaptive(("color",))(KEY, grey, adaptive.Controller(ONE, jnp.float32(0.0)))
+    assert float(seen.std((1, 2, 3)).max()) < 1e-5  # no warp would matter either, but a colour is one number
 
 
 class Noise(nn.Module):
@@ -134,11 +147,10 @@ def test_it_rises_over_few_examples_and_rests_over_many():
         shape=(6, 6, 1),
         num_latents=36,
         generator=Noise(),
-        discriminator_widths=(64,),
-        learning_rate=0.0,
-        discriminator_learning_rate=3e-3,
-        adaptive_augmentations=("color",),
-        augmentation_ramp=4000,
+        discriminator=mlp.Discriminator((64,)),
+        generator_optimizer=SGD(0.0),
+        discriminator_optimizer=Adam(3e-3, beta1=0.5),
+        augmentation=adaptive.Adaptive(("color",), ramp=4000),
     )
     few = jax.random.normal(jax.random.key(2), (16, 6, 6, 1))
 

@@ -5,22 +5,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.gan.augment import AUGMENTATIONS, augment
+from jaxgen.gan.augment import AUGMENTATIONS, DiffAugment
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (64, 16, 16, 3))
-POLICY = ("color", "translation", "cutout")
+AUGMENT = DiffAugment(("color", "translation", "cutout"))
 
 
 def test_no_policy_is_the_identity_and_keys_decide():
-    assert augment(KEY, X, ()) is X
-    first, again, other = (augment(key, X, POLICY) for key in (KEY, KEY, jax.random.key(2)))
+    assert DiffAugment(())(KEY, X) is X
+    first, again, other = (AUGMENT(key, X) for key in (KEY, KEY, jax.random.key(2)))
     assert first.shape == X.shape
+    only = DiffAugment(("cutout",))(KEY, X)
+    assert ((only == 0) | (only == X)).all()
     np.testing.assert_array_equal(first, again)
     assert (first != other).mean() > 0.5
-    assert (
-        float(jnp.abs(first[0] - augment(KEY, X[:1].repeat(64, 0), POLICY)[1]).max()) > 0.1
-    )  # images differ
+    assert float(jnp.abs(first[0] - AUGMENT(KEY, X[:1].repeat(64, 0))[1]).max()) > 0.1  # images differ
 
 
 @pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
@@ -73,7 +73,7 @@ def test_second_derivatives_pass():
     x = X[:4, :4, :4]
 
     def penalty(weight):
-        critic = lambda x: (jnp.tanh(augment(KEY, x, POLICY)) * weight).sum()
+        critic = lambda x: (jnp.tanh(AUGMENT(KEY, x)) * weight).sum()
         return (jax.grad(critic)(x) ** 2).sum()
 
     weight = jnp.ones(x.shape[1:])

@@ -11,10 +11,14 @@ import pytest
 from jaxgen import script
 from jaxgen.gan import diagnostics, gan
 from jaxgen.gan.losses import LOSSES
+from jaxgen.gan.networks import mlp
+from jaxgen.values import SGD, Adam
 
 KEY = jax.random.key(0)
 REAL, FAKE = jnp.array([2.0, -1.0, 3.0, 4.0]), jnp.array([-1.0, 5.0, 1.0, -2.0])
-CFG = gan.Config(shape=(2,), num_latents=2, generator_widths=(16,), discriminator_widths=(64,))
+CFG = gan.Config(
+    shape=(2,), num_latents=2, generator=mlp.Generator((16,)), discriminator=mlp.Discriminator((64,))
+)
 BATCH = {"x": jax.random.normal(jax.random.key(1), (64, 2))}
 
 
@@ -64,7 +68,8 @@ def test_a_good_log_line_gets_no_warning():
 
 def test_runs_gone_wrong_are_told():
     """Examples far from the data, of which the discriminator grows sure; then also all of them alike."""
-    cfg = dataclasses.replace(CFG, loss="minimax", learning_rate=0.0, discriminator_learning_rate=0.02)
+    rules = {"generator_optimizer": SGD(0.0), "discriminator_optimizer": Adam(0.02, beta1=0.5)}
+    cfg = dataclasses.replace(CFG, loss="minimax", **rules)
     step = functools.partial(gan.train_step, cfg=cfg)
     train = jax.jit(lambda state: jax.lax.scan(lambda s, _: step(s, BATCH), state, length=200)[1])
     state = gan.init(KEY, cfg)

@@ -9,8 +9,11 @@ import pytest
 from experiments.studies import modes as study
 from jaxgen import data
 from jaxgen.gan import gan, presets
+from jaxgen.gan.networks import mlp
 
-TINY = gan.Config(shape=(2,), num_latents=2, generator_widths=(16,), discriminator_widths=(16,))
+TINY = gan.Config(
+    shape=(2,), num_latents=2, generator=mlp.Generator((16,)), discriminator=mlp.Discriminator((16,))
+)
 
 
 def test_the_table_holds_means_standard_errors_and_what_was_published(tmp_path, monkeypatch, capsys):

@@ -11,15 +11,17 @@ from jaxgen.gan.networks import dcgan, layers, mlp, r3gan, resnet
 
 KEY = jax.random.key(0)
 PAIRS = {
-    "mlp": lambda shape: (mlp.Generator(shape, (16,), "batch"), mlp.Discriminator((16,), "layer")),
-    "dcgan": lambda shape: (dcgan.Generator(shape, (16, 8)), dcgan.Discriminator((8, 16))),
-    "nearest": lambda shape: (
-        dcgan.Generator(shape, (16, 8), upsampling="nearest"),
-        dcgan.Discriminator((8, 16), "spectral"),
-    ),
-    "resnet": lambda shape: (resnet.Generator(shape, (16, 8)), resnet.Discriminator((8, 16, 16))),
-    "r3gan": lambda shape: (r3gan.Generator(shape, (16, 16, 8), 1), r3gan.Discriminator((8, 16, 16), 1)),
+    "mlp": (mlp.Generator((16,), "batch"), mlp.Discriminator((16,), "layer")),
+    "dcgan": (dcgan.Generator((16, 8)), dcgan.Discriminator((8, 16))),
+    "nearest": (dcgan.Generator((16, 8), upsampling="nearest"), dcgan.Discriminator((8, 16), "spectral")),
+    "resnet": (resnet.Generator((16, 8)), resnet.Discriminator((8, 16, 16))),
+    "r3gan": (r3gan.Generator((16, 16, 8), 1), r3gan.Discriminator((8, 16, 16), 1)),
 }
+
+
+def pair(name, shape):
+    generator, discriminator = PAIRS[name]
+    return generator.clone(shape=shape), discriminator
 
 
 def variables_and_apply(module, x):
@@ -35,7 +37,7 @@ def variables_and_apply(module, x):
 @pytest.mark.parametrize("name", sorted(PAIRS))
 def test_sizes(name):
     for shape in ((8, 8, 1), (28, 28, 1), (32, 64, 3)):
-        generator, discriminator = PAIRS[name](shape)
+        generator, discriminator = pair(name, shape)
         codes, x = jnp.zeros((3, 5)), jnp.zeros((3, *shape))
         made = jax.eval_shape(lambda g=generator, c=codes: g.init_with_output(KEY, c, True)[0])
         features = jax.eval_shape(lambda d=discriminator, x=x: d.init_with_output(KEY, x, False)[0])
@@ -46,16 +48,16 @@ def test_sizes(name):
 
 @pytest.mark.parametrize("name", ["dcgan", "resnet"])
 def test_sizes_that_do_not_fit_are_named(name):
-    generator, _ = PAIRS[name]((30, 28, 1))
+    generator, _ = pair(name, (30, 28, 1))
     with pytest.raises(ValueError, match=r"divisible by 4, not \(30, 28, 1\): \[32, 28\] would fit"):
         generator.init(KEY, jnp.zeros((1, 5)), False)
     with pytest.raises(ValueError, match="divisible by 4"):
-        PAIRS["r3gan"]((30, 28, 1))[1].init(KEY, jnp.zeros((1, 30, 28, 1)), False)
+        pair("r3gan", (30, 28, 1))[1].init(KEY, jnp.zeros((1, 30, 28, 1)), False)
 
 
 @pytest.mark.parametrize("name", ["mlp", "dcgan", "resnet"])
 def test_images_lie_in_range_and_evaluation_treats_each_alone(name):
-    generator, _ = PAIRS[name]((8, 8, 1))
+    generator, _ = pair(name, (8, 8, 1))
     codes = 5 * jax.random.normal(jax.random.key(1), (6, 5))
     variables, apply = variables_and_apply(generator, codes)
     x = apply(codes)
@@ -69,13 +71,13 @@ def test_images_lie_in_range_and_evaluation_treats_each_alone(name):
 
 
 def test_points_are_not_squashed():
-    generator = mlp.Generator((2,), (64,))
+    generator = mlp.Generator((64,), shape=(2,))
     codes = 50 * jax.random.normal(jax.random.key(1), (64, 2))
     assert jnp.abs(variables_and_apply(generator, codes)[1](codes)).max() > 5
 
 
 def test_dcgan_starts_as_published():
-    generator = dcgan.Generator((16, 16, 1), (256, 128))
+    generator = dcgan.Generator((256, 128), shape=(16, 16, 1))
     params = jax.jit(lambda: generator.init(KEY, jnp.zeros((2, 100)), False))()["params"]
     kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim > 1 and leaf.size > 5000]
     assert len(kernels) == 2
@@ -113,7 +115,7 @@ def test_spectral_networks_are_lipschitz():
 
 @pytest.mark.slow
 def test_r3gan_starts_linear():
-    generator, discriminator = PAIRS["r3gan"]((8, 8, 1))
+    generator, discriminator = pair("r3gan", (8, 8, 1))
     z, x = jax.random.normal(jax.random.key(1), (6, 5)), jax.random.normal(jax.random.key(2), (6, 8, 8, 1))
     for module, argument in ((generator, z), (discriminator, x)):
         _, apply = variables_and_apply(module, argument)
@@ -167,7 +169,7 @@ def test_grouped_convolutions_are_xlas_with_their_second_derivatives():
 
 
 def test_conditional_batch_normalization_is_the_classes_own_scale_and_bias():
-    generator = mlp.Generator((3,), (8,), "conditional", num_labels=2)
+    generator = mlp.Generator((8,), "conditional", shape=(3,), num_labels=2)
     codes = jnp.concatenate([jax.random.normal(KEY, (6, 4)), jax.nn.one_hot(jnp.arange(6) % 2, 2)], -1)
     variables = generator.init(KEY, codes, True)
     params, hidden = dict(variables["params"]), codes @ variables["params"]["Dense_0"]["kernel"]

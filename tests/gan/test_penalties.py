@@ -7,39 +7,42 @@ import pytest
 from jax.test_util import check_grads
 
 from jaxgen.gan import penalties
-from jaxgen.gan.penalties import PENALTIES
+from jaxgen.gan.penalties import R1, R1R2, R2, Dragan, GradientPenalty
 
 KEY = jax.random.key(0)
 REAL, FAKE = jax.random.normal(jax.random.key(1), (2, 6, 4))
 WEIGHT = jnp.array([1.0, -2.0, 0.5, 3.0])
 NORM = float(jnp.linalg.norm(WEIGHT))
 LINEAR = {
-    "gradient": (NORM - 1) ** 2,
-    "gradient_one_sided": (NORM - 1) ** 2,
-    "dragan": (NORM - 1) ** 2,
-    "r1": NORM**2 / 2,
-    "r2": NORM**2 / 2,
-    "r1_r2": NORM**2,
+    GradientPenalty(): (NORM - 1) ** 2,
+    GradientPenalty(target=5.0): (NORM - 5) ** 2,
+    GradientPenalty(target=5.0, one_sided=True): 0.0,
+    Dragan(): (NORM - 1) ** 2,
+    Dragan(target=0.0, one_sided=True): NORM**2,
+    R1(): NORM**2 / 2,
+    R2(): NORM**2 / 2,
+    R1R2(): NORM**2,
 }
+EACH = (GradientPenalty(), GradientPenalty(one_sided=True), Dragan(), R1(), R2(), R1R2())
 
 
-@pytest.mark.parametrize("name", sorted(PENALTIES))
-def test_a_linear_critic(name):
+@pytest.mark.parametrize("penalty", LINEAR, ids=str)
+def test_a_linear_critic(penalty):
     critic = lambda x: x.reshape(len(x), -1) @ WEIGHT
-    assert PENALTIES[name](critic, REAL, FAKE, KEY) == pytest.approx(LINEAR[name], rel=1e-6)
+    assert penalty(critic, REAL, FAKE, KEY) == pytest.approx(LINEAR[penalty], rel=1e-6)
     image = lambda x: x.reshape(6, 2, 2, 1)
-    assert PENALTIES[name](critic, image(REAL), image(FAKE), KEY) == pytest.approx(LINEAR[name], rel=1e-6)
+    assert penalty(critic, image(REAL), image(FAKE), KEY) == pytest.approx(LINEAR[penalty], rel=1e-6)
 
 
-def test_targets_and_sides():
-    critic = lambda x: x @ WEIGHT
-    for function in (
-        lambda **options: penalties.gradient_penalty(critic, REAL, FAKE, KEY, **options),
-        lambda **options: penalties.dragan(critic, REAL, KEY, **options),
-    ):
-        assert function(target=5.0) == pytest.approx((NORM - 5) ** 2)
-        assert function(target=5.0, one_sided=True) == 0
-        assert function(target=0.0, one_sided=True) == pytest.approx(NORM**2)
+def test_the_factor_is_the_weight_or_gamma():
+    assert [p.factor for p in (GradientPenalty(2.0), Dragan(3.0), R1(4.0), R2(5.0), R1R2(6.0))] == [
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
+    assert R1(0.5, every=16) == R1(gamma=0.5, every=16)
 
 
 def test_a_quadratic_critic():
@@ -48,6 +51,8 @@ def test_a_quadratic_critic():
     half = lambda x: float(0.5 * ((x @ a) ** 2).sum(1).mean())
     assert penalties.r1(critic, REAL) == pytest.approx(half(REAL), rel=1e-5)
     assert penalties.r2(critic, FAKE) == pytest.approx(half(FAKE), rel=1e-5)
+    assert R2()(critic, REAL, FAKE, KEY) == pytest.approx(half(FAKE), rel=1e-5)
+    assert R1R2()(critic, REAL, FAKE, KEY) == pytest.approx(half(REAL) + half(FAKE), rel=1e-5)
     between = penalties.gradient_penalty(critic, REAL, FAKE, KEY)
     share = jax.random.uniform(KEY, (6, 1))
     x = share * REAL + (1 - share) * FAKE
@@ -65,38 +70,38 @@ def test_where_the_penalties_look():
     assert around == pytest.approx(4 + 1 / 12 + 0.5**2, rel=0.1)  # 2 data + u, u even in [0, 1]
 
 
-@pytest.mark.parametrize("name", sorted(PENALTIES))
-def test_a_batch_is_the_mean_of_its_rows(name):
+@pytest.mark.parametrize("penalty", EACH, ids=str)
+def test_a_batch_is_the_mean_of_its_rows(penalty):
     critic = lambda x: jnp.sin(x @ WEIGHT) + x[:, 0] ** 3
     key = jax.random.key(3)
-    whole = PENALTIES[name](critic, REAL, FAKE, key)
-    twice = PENALTIES[name](critic, jnp.concatenate([REAL] * 2), jnp.concatenate([FAKE] * 2), key)
-    if name in ("r1", "r2", "r1_r2"):
-        rows = [PENALTIES[name](critic, REAL[i : i + 1], FAKE[i : i + 1], key) for i in range(6)]
+    whole = penalty(critic, REAL, FAKE, key)
+    twice = penalty(critic, jnp.concatenate([REAL] * 2), jnp.concatenate([FAKE] * 2), key)
+    if isinstance(penalty, R1):
+        rows = [penalty(critic, REAL[i : i + 1], FAKE[i : i + 1], key) for i in range(6)]
         assert whole == pytest.approx(float(np.mean(rows)), rel=1e-5)
         assert twice == pytest.approx(float(whole), rel=1e-5)
     else:
         assert 0.2 < twice / whole < 5  # other points, the same scale: no factor of the batch size
 
 
-@pytest.mark.parametrize("name", sorted(PENALTIES))
-def test_gradients_in_the_parameters_are_finite_differences(name):
+@pytest.mark.parametrize("penalty", EACH, ids=str)
+def test_gradients_in_the_parameters_are_finite_differences(penalty):
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         params = [jnp.asarray(rng.normal(size=shape)) for shape in ((4, 8), (8,))]
         real, fake = jnp.asarray(rng.normal(size=(2, 6, 4)))
 
-        def penalty(params):
+        def amount(params):
             critic = lambda x: jnp.tanh(x @ params[0]) @ params[1]
-            return PENALTIES[name](critic, real, fake, KEY)
+            return penalty(critic, real, fake, KEY)
 
-        check_grads(penalty, (params,), order=1, modes=["rev"], rtol=1e-5)
+        check_grads(amount, (params,), order=1, modes=["rev"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(PENALTIES))
-def test_a_flat_critic_has_finite_gradients(name):
-    penalty = lambda w: PENALTIES[name](lambda x: x @ w, REAL, FAKE, KEY)
-    assert np.isfinite(jax.grad(penalty)(jnp.zeros(4))).all()
+@pytest.mark.parametrize("penalty", EACH, ids=str)
+def test_a_flat_critic_has_finite_gradients(penalty):
+    amount = lambda w: penalty(lambda x: x @ w, REAL, FAKE, KEY)
+    assert np.isfinite(jax.grad(amount)(jnp.zeros(4))).all()
 
 
 def test_wgan_gp_between_two_points_settles_above_slope_one():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxgen.gan import gan, presets
+from jaxgen.gan.penalties import GradientPenalty
 
 CONFIGS = {name: preset.config for name, preset in presets.PRESETS.items()}
 LARGE = {"dcgan_64": presets.DCGAN_64, "sngan_cifar10": presets.SNGAN_CIFAR10}
@@ -34,7 +35,7 @@ def test_every_preset_steps_and_samples(name):
     assert jax.tree.leaves(state) == jax.tree.leaves(after)
     assert all(metric.shape == () for metric in metrics.values())
     assert samples.shape == (3, *cfg.shape)
-    assert ("penalty" in metrics) == (cfg.penalty != "none")
+    assert ("penalty" in metrics) == (cfg.penalty is not None)
 
 
 @pytest.mark.parametrize("name", ["nsgan", "dcgan", "r3gan"])
@@ -44,8 +45,8 @@ def test_presets_take_the_digits(name):
 
 
 def test_points_keep_the_loss_and_take_the_networks_of_the_plane():
-    cfg = presets.points(presets.WGAN_GP, penalty_weight=0.1)
-    assert (cfg.loss, cfg.penalty, cfg.penalty_weight) == ("wasserstein", "gradient", 0.1)
+    cfg = presets.points(presets.WGAN_GP, penalty=GradientPenalty(0.1))
+    assert (cfg.loss, cfg.penalty) == ("wasserstein", GradientPenalty(0.1))
     state, _, _, samples = traced(cfg, 20)
     assert samples.shape == (3, 2)
     assert state.params["discriminator"]["body"]["Dense_0"]["kernel"].shape == (2, 1000)

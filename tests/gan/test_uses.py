@@ -12,10 +12,15 @@ import pytest
 from experiments.studies import checkerboard, representation, truncation
 from jaxgen import data, types
 from jaxgen.gan import gan, presets
+from jaxgen.gan.networks import dcgan, mlp, r3gan, resnet
 from jaxgen.run import checkpoint, directory
 
 KEY = jax.random.key(0)
-SMALL = {"num_latents": 8, "generator_widths": (8, 8), "discriminator_widths": (8, 16)}
+SMALL = {
+    "num_latents": 8,
+    "generator": dcgan.Generator((8, 8)),
+    "discriminator": dcgan.Discriminator((8, 16)),
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +47,17 @@ def test_feature_maps_are_the_layers_outputs(run):
 
 
 def test_every_network_that_convolves_has_feature_maps():
-    def maps(network):
-        cfg = gan.Config(network=network, **SMALL)
+    def maps(generator, discriminator):
+        cfg = gan.Config(generator=generator, discriminator=discriminator)
         x = jnp.zeros((2, *cfg.shape))
         return jax.eval_shape(lambda: gan.feature_maps(gan.init(KEY, cfg), x, cfg))
 
-    for network, sizes in (("resnet", (8, 8)), ("r3gan", (8, 4))):
+    for module, sizes in ((resnet, (8, 8)), (r3gan, (8, 4))):
         expected = [(2, size, size, width) for size, width in zip(sizes, (8, 16), strict=True)]
-        assert [each.shape for each in maps(network)] == expected
-    with pytest.raises(ValueError, match="'mlp' has no feature maps"):
-        maps("mlp")
+        found = maps(module.Generator((8, 8)), module.Discriminator((8, 16)))
+        assert [each.shape for each in found] == expected
+    with pytest.raises(ValueError, match="of mlp has no feature maps"):
+        maps(mlp.Generator((8,)), mlp.Discriminator((8,)))
 
 
 def test_maps_are_pooled_to_a_grid_of_largest_entries():
