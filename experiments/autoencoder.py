@@ -7,7 +7,7 @@ python experiments/autoencoder.py iwae --start runs/burda_vae
 python experiments/autoencoder.py conv_vae
 python experiments/autoencoder.py conditional_vae
 python experiments/autoencoder.py autoencoder
-python experiments/autoencoder.py denoising_autoencoder --noise masking --noise-level 0.5
+python experiments/autoencoder.py denoising_autoencoder --corruption masking --corruption.share 0.5
 python experiments/autoencoder.py vq_vae
 """
 
@@ -17,11 +17,17 @@ import functools
 import jax
 import numpy as np
 import scipy.ndimage
-from matplotlib.figure import Figure
 
-from jaxgen import data, plot
-from jaxgen.autoencoder import ae, vae, vq_vae
+from jaxgen import data, plot, values
+from jaxgen.autoencoder import ae, posteriors, vae, vq_vae
+from jaxgen.autoencoder.corruptions import GaussianNoise
+from jaxgen.autoencoder.likelihoods import LogisticMixture
+from jaxgen.autoencoder.networks import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder
+from jaxgen.autoencoder.objectives import ELBO, IWAE
+from jaxgen.autoencoder.posteriors import Categorical
+from jaxgen.autoencoder.vector_networks import ResidualDecoder, ResidualEncoder
 from jaxgen.classical import gmm
+from jaxgen.data import transforms
 from jaxgen.evaluation import denoise, likelihood
 from jaxgen.evaluation.metric import metric
 from jaxgen.latent import interpolate
@@ -42,10 +48,10 @@ def evaluate(key, state, train, test, cfg, folder, num_samples):
         if cfg.conditional:
             label = np.repeat(np.arange(cfg.num_classes), 10)
             plot.save_grid(folder / "classes.png", vae.sample(key, state, len(label), cfg, label), columns=10)
-        elif cfg.num_latents == 2 and cfg.posterior == "gaussian":
+        elif cfg.num_latents == 2 and isinstance(cfg.posterior, posteriors.Gaussian):
             images = vae.decode(state, interpolate.prior_quantiles(MANIFOLD_SIDE), cfg)
             plot.save_grid(folder / "manifold.png", images, columns=MANIFOLD_SIDE, gap=0)
-    if cfg.num_latents == 2 and cfg.posterior != "categorical" and "label" in batch:
+    if cfg.num_latents == 2 and not isinstance(cfg.posterior, Categorical) and "label" in batch:
         batch = test[:2000]
         codes = vae.encode(state, observed(batch), cfg, batch["label"])
         plot.save_labelled_points(folder / "codes.png", codes, batch["label"], test.label_names)
@@ -100,13 +106,15 @@ def evaluate_denoising(key, state, train, test, cfg, folder):
 
     The curves go on to levels the model was not trained at.
     """
-    if cfg.noise == "none" or len(cfg.shape) != 3:
+    if cfg.corruption is None or len(cfg.shape) != 3:
         return evaluate_autoencoder(key, state, train, test, cfg, folder)
     clean = test[:2000]["image"]
+    strength = dataclasses.fields(cfg.corruption)[0].name  # the standard deviation, or the share of entries
+    trained = getattr(cfg.corruption, strength)
     rows = {}
     for factor in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0):
-        level = factor * cfg.noise_level
-        noisy = np.asarray(ae.corrupt(key, clean, dataclasses.replace(cfg, noise_level=level)))
+        level = factor * trained
+        noisy = np.asarray(dataclasses.replace(cfg.corruption, **{strength: level})(key, clean))
         estimates = {
             "noisy": noisy,
             "median_filter": scipy.ndimage.median_filter(noisy, (1, 3, 3, 1)),
@@ -116,21 +124,13 @@ def evaluate_denoising(key, state, train, test, cfg, folder):
         if factor == 1:
             images = [clean[:12], *(images[:12] for images in estimates.values())]
             plot.save_grid(folder / "denoised.png", np.concatenate(images), columns=12)
-    save_levels(folder / "psnr.png", rows, f"{cfg.noise} noise, level", "PSNR, dB")
-    reached = rows[cfg.noise_level].items()
+    curves = [plot.Curve(list(rows), [row[name] for row in rows.values()], name) for name in rows[trained]]
+    x_label = f"{strength} of {type(cfg.corruption).__name__}"
+    panel = plot.Panel(curves, x_label=x_label, y_label="PSNR, dB")
+    plot.save_panels(folder / "psnr.png", [panel], size=(6, 4))
+    reached = rows[trained].items()
     metrics = {f"psnr_{name}": metric(value, "dB", len(clean)) for name, value in reached}
     return metrics | reconstruction_error(key, ae, state, test, cfg)
-
-
-def save_levels(path, rows, x_label, y_label):
-    """Curves of rows {x: {name: y}}, one a name."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
-    for name in next(iter(rows.values())):
-        axes.plot(list(rows), [row[name] for row in rows.values()], marker="o", label=name)
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
 
 
 def evaluate_vq_vae(key, state, train, test, cfg, folder):
@@ -161,10 +161,13 @@ def reconstruction_error(key, family, state, test, cfg):
 
 
 BURDA = vae.Config(
-    num_latents=50, hidden=(200, 200), activation="tanh", learning_rate=2e-3, decay_steps=300_000
+    num_latents=50,
+    encoder=DenseEncoder((200, 200), "tanh"),
+    decoder=DenseDecoder((200, 200), "tanh"),
+    optimizer=values.Adam(2e-3, schedule=values.Cosine(300_000)),
 )
-IWAE = "Burda, Grosse & Salakhutdinov 2016, table 1 ({}, 1 stochastic layer)"
-JANG = "Jang, Gu & Poole 2017, table 1 (20 variables of 10 categories, fixed binarisation)"
+CONV_VAE = vae.Config(encoder=ConvEncoder((32, 64)), decoder=ConvDecoder((64, 32)), num_latents=32)
+BURDA_TABLE = "Burda, Grosse & Salakhutdinov 2016, table 1 ({}, 1 stochastic layer)"
 
 SYSTEMS = {
     "vae": System(
@@ -180,17 +183,14 @@ SYSTEMS = {
         paper="Kingma & Welling 2014, the network of Burda et al. 2016",
         options=Options(data="mnist", steps=300_000, log_every=5000, sample_every=50_000, save_every=50_000),
         evaluate=functools.partial(evaluate, num_samples=5000),
-        published={("mnist", "nll_iwae_5000"): (86.76, IWAE.format("VAE"))},
+        published={("mnist", "nll_iwae_5000"): (86.76, BURDA_TABLE.format("VAE"))},
     ),
     "iwae": System(
         family=vae,
         config=dataclasses.replace(
             BURDA,
-            objective="iwae",
-            num_importance_samples=50,
-            num_backward_samples=5,
-            learning_rate=3e-4,
-            decay_steps=120_000,
+            objective=IWAE(50, backward=5),
+            optimizer=values.Adam(3e-4, schedule=values.Cosine(120_000)),
         ),
         paper="Burda, Grosse & Salakhutdinov 2016",
         options=Options(
@@ -202,40 +202,51 @@ SYSTEMS = {
             save_every=20_000,
         ),
         evaluate=functools.partial(evaluate, num_samples=5000),
-        published={("mnist", "nll_iwae_5000"): (84.78, IWAE.format("IWAE, k = 50"))},
+        published={("mnist", "nll_iwae_5000"): (84.78, BURDA_TABLE.format("IWAE, k = 50"))},
     ),
     "beta_vae": System(
         family=vae,
-        config=vae.Config(num_latents=10, beta=4.0),
+        config=vae.Config(num_latents=10, objective=ELBO(beta=4.0)),
         paper="Higgins et al. 2017",
         options=Options(steps=5000),
         evaluate=functools.partial(evaluate, num_samples=1000),
     ),
     "conditional_vae": System(
         family=vae,
-        config=vae.Config(conditional=True, num_latents=20, hidden=(400, 400)),
+        config=vae.Config(
+            conditional=True,
+            num_latents=20,
+            encoder=DenseEncoder((400, 400)),
+            decoder=DenseDecoder((400, 400)),
+        ),
         paper="Sohn, Lee & Yan 2015",
         options=Options(data="mnist", steps=20_000),
         evaluate=functools.partial(evaluate, num_samples=100),
     ),
+    # Jang et al. have 101.5 (table 1, 20 variables of 10 categories) on another binarisation.
     "categorical_vae": System(
         family=vae,
-        config=vae.Config(posterior="categorical", num_latents=20, hidden=(512, 256), binarisation="static"),
+        config=vae.Config(
+            num_latents=20,
+            encoder=DenseEncoder((512, 256)),
+            decoder=DenseDecoder((256, 512)),
+            posterior=Categorical(num_categories=10),
+        ),
+        transform=transforms.binarised,
         paper="Jang, Gu & Poole 2017",
         options=Options(data="mnist", steps=50_000, log_every=500, sample_every=10_000, save_every=10_000),
         evaluate=functools.partial(evaluate, num_samples=1000),
-        published={("mnist", "negative_elbo"): (101.5, JANG)},
     ),
     "logistic_vae": System(
         family=vae,
-        config=vae.Config(likelihood="logistic_mixture", network="conv", hidden=(32, 64), num_latents=32),
+        config=dataclasses.replace(CONV_VAE, likelihood=LogisticMixture(10)),
         paper="Kingma & Welling 2014, the likelihood of Salimans et al. 2017",
         options=Options(data="fashion_mnist", steps=3000),
         evaluate=functools.partial(evaluate, num_samples=100),
     ),
     "conv_vae": System(
         family=vae,
-        config=vae.Config(network="conv", hidden=(32, 64), num_latents=32),
+        config=CONV_VAE,
         paper="Kingma & Welling 2014",
         options=Options(data="fashion_mnist", steps=3000),
         evaluate=functools.partial(evaluate, num_samples=100),
@@ -249,21 +260,31 @@ SYSTEMS = {
     ),
     "conv_autoencoder": System(
         family=ae,
-        config=ae.Config(network="conv", hidden=(32, 64), num_latents=32),
+        config=ae.Config(encoder=ConvEncoder((32, 64)), decoder=ConvDecoder((64, 32)), num_latents=32),
         paper="Hinton & Salakhutdinov 2006, with convolutions",
         options=Options(data="fashion_mnist", steps=3000),
         evaluate=evaluate_autoencoder,
     ),
     "denoising_autoencoder": System(
         family=ae,
-        config=ae.Config(hidden=(512, 512), num_latents=128, noise="gaussian", noise_level=0.5),
+        config=ae.Config(
+            num_latents=128,
+            encoder=DenseEncoder((512, 512)),
+            decoder=DenseDecoder((512, 512)),
+            corruption=GaussianNoise(0.5),
+        ),
         paper="Vincent et al. 2008",
         options=Options(data="mnist", steps=5000),
         evaluate=evaluate_denoising,
     ),
     "vq_vae": System(
         family=vq_vae,
-        config=vq_vae.Config(network="conv", hidden=(32, 64), num_codes=128, code_size=32),
+        config=vq_vae.Config(
+            num_codes=128,
+            code_size=32,
+            encoder=ResidualEncoder((32, 64)),
+            decoder=ResidualDecoder((64, 32)),
+        ),
         paper="van den Oord, Vinyals & Kavukcuoglu 2017",
         options=Options(data="fashion_mnist", steps=3000),
         evaluate=evaluate_vq_vae,

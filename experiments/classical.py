@@ -16,11 +16,13 @@ import numpy as np
 import scipy.sparse
 
 from jaxgen import plot
-from jaxgen.classical import documents, gda, gmm, hmm, lda, markov, naive_bayes, plsa
+from jaxgen.classical import documents, gda, gmm, hmm, lda, markov, naive_bayes, plsa, ppca
+from jaxgen.classical.columns import Gaussian
 from jaxgen.evaluation import likelihood
 from jaxgen.evaluation.metric import metric
 from jaxgen.script import Options, System, likelihoods, main
 from jaxgen.types import observed
+from jaxgen.values import Adam, Cosine
 
 
 def evaluate_classifier(key, state, train, test, cfg, folder, family):
@@ -60,7 +62,7 @@ SYSTEMS = {
     ),
     "naive_bayes": System(
         family=naive_bayes,
-        config=naive_bayes.Config(variance_smoothing=0.1),
+        config=naive_bayes.Config(columns=Gaussian(variance_smoothing=0.1)),
         paper="Maron 1961",
         options=Options(steps=2, batch_size=719),
         evaluate=functools.partial(evaluate_classifier, family=naive_bayes),
@@ -70,6 +72,13 @@ SYSTEMS = {
         config=gmm.Config(num_components=30, regularization=1e-2),
         paper="Dempster, Laird & Rubin 1977; stepwise EM of Cappé & Moulines 2009",
         options=Options(steps=300, batch_size=1024, sample_every=100, save_every=100),
+    ),
+    # Of 5, 10, 20 and 30 latents, 30 have the highest likelihood of a fifth of the training digits held out.
+    "ppca": System(
+        family=ppca,
+        config=ppca.Config(num_latents=30, optimizer=Adam(1e-2, schedule=Cosine(3000))),
+        paper="Tipping & Bishop 1999",
+        options=Options(steps=3000, batch_size=256),
     ),
     "hmm": System(
         family=hmm,
@@ -86,7 +95,7 @@ SYSTEMS = {
     ),
     "lda": System(
         family=lda,
-        config=lda.Config(num_topics=20, num_documents=1438),
+        config=lda.Config(num_topics=20),
         paper="Blei, Ng & Jordan 2003; online variational Bayes of Hoffman, Blei & Bach 2010",
         options=Options(steps=500, sample_every=500),
         evaluate=functools.partial(evaluate_topics, family=lda),

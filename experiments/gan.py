@@ -80,17 +80,18 @@ def read_digits(images):
     return np.stack([features.probabilities(extractor, channel).argmax(-1) for channel in channels], 1)
 
 
-def on_stacked(preset, figures):
-    """A system for stacked MNIST; the papers train 50 epochs, 100,000 steps."""
+def on_stacked(preset):
+    """A system for stacked MNIST in a tenth of the 100,000 steps of Lin et al. 2018.
+
+    After these, their DCGAN has 78.9 modes and a reverse KL of 4.50, their PacDCGAN 1000 and 0.06.
+    """
     config = dataclasses.replace(preset, shape=(28, 28, 3))
-    metrics = ("stacked_mnist", "modes"), ("stacked_mnist", "reverse_kl")
     return System(
         family=gan,
         config=config,
         paper="Lin et al. 2018",
         options=Options(data="stacked_mnist", steps=10_000, batch_size=64 * config.packing, num_samples=2000),
         evaluate=evaluate_stacked,
-        published={key: (figure, "Lin et al. 2018") for key, figure in zip(metrics, figures, strict=True)},
     )
 
 
@@ -109,12 +110,6 @@ def on_points(name):
             num_samples=NUM_POINTS,
         ),
         evaluate=evaluate,
-        published={
-            (data, metric): (value, "Lin et al. 2018, table 1")
-            for (data, system), row in modes.PUBLISHED.items()
-            for metric, (value, _) in row.items()
-            if system == name
-        },
     )
 
 
@@ -129,8 +124,8 @@ SYSTEMS = {
     for name, preset in presets.PRESETS.items()
 }
 SYSTEMS |= {
-    "stacked_dcgan": on_stacked(presets.DCGAN, (78.9, 4.50)),
-    "stacked_pacgan": on_stacked(presets.PACGAN, (1000.0, 0.06)),
+    "stacked_dcgan": on_stacked(presets.DCGAN),
+    "stacked_pacgan": on_stacked(presets.PACGAN),
 }
 SYSTEMS |= {f"ring_{name}": on_points(name) for name in presets.POINTS}
 

@@ -74,6 +74,8 @@ def evaluate(
         print(
             f"{about['system']} cannot be imported: this is the evaluation that any run gets", file=sys.stderr
         )
+    if system is not None:
+        train, test = system.transform(train), system.transform(test)
     script.evaluate_run(
         family,
         cfg,

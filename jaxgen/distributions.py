@@ -139,29 +139,6 @@ def geometric_js_normal(
     return (1 - alpha) * kl_normal(*q, *between) + alpha * kl_normal(*p, *between)
 
 
-def monte_carlo_kl(
-    key: Array,
-    draw: Callable[[Array], Array],
-    log_q: Callable[[Array], Array],
-    log_p: Callable[[Array], Array],
-    num_samples: int = 1,
-) -> Array:
-    """KL(q || p) of any pair of densities: the mean of log q(z) - log p(z) over draws of q, unbiased, (B,).
-
-    Args:
-        draw: key -> z (B, ...), from q; the estimate is differentiable if the draw is.
-        log_q, log_p: z -> (B,).
-    """
-
-    def add(total, key):
-        z = draw(key)
-        return total + log_q(z) - log_p(z), None
-
-    shape = jax.eval_shape(lambda key: log_q(draw(key)), key).shape
-    total, _ = jax.lax.scan(add, jnp.zeros(shape), jax.random.split(key, num_samples))
-    return total / num_samples
-
-
 def importance_weighted_bound(
     key: Array,
     propose: Callable[[Array], tuple[Any, Array]],
@@ -219,19 +196,15 @@ def gumbel_softmax(key: Array, logits: Array, temperature: Array | float, hard: 
     return jax.nn.one_hot(soft.argmax(-1), soft.shape[-1]) + (soft - jax.lax.stop_gradient(soft))
 
 
-HALF_LEVEL = 1 / 255
-"""Half the distance of neighbouring 8-bit levels on [-1, 1]."""
+def discretized_logistic_mixture_log_prob(x: Array, parameters: Array, levels: int = 256) -> Array:
+    """log P(x) of pixels under a mixture of logistics integrated over each level, (B,).
 
-
-def discretized_logistic_mixture_log_prob(x: Array, parameters: Array) -> Array:
-    """log P(x) of 8-bit pixels under a mixture of logistics integrated over each level, (B,).
-
-    The 256 values of a pixel exhaust its probability: -1 and 1 take the tails. In colour the mixture
+    The `levels` values of a pixel exhaust its probability: -1 and 1 take the tails. In colour the mixture
     component is shared by a pixel's channels, and the means of green and blue are linear in the channels
     before them (Salimans et al. 2017).
 
     Args:
-        x: (B, ..., C) levels on [-1, 1], 2 / 255 apart, with one or three channels.
+        x: (B, ..., C) levels on [-1, 1], 2 / (levels - 1) apart, with one or three channels.
         parameters: (B, ..., 3 K) for one channel, (B, ..., 10 K) for three: K logits of the components, C K
             means, C K log-scales (never below -7), and in colour 3 K coefficients, squashed by tanh.
     """
@@ -241,16 +214,16 @@ def discretized_logistic_mixture_log_prob(x: Array, parameters: Array) -> Array:
         red, green = x[..., 0, :], x[..., 1, :]
         shifts = [jnp.zeros_like(red), *_colour_shifts(coefficients, red, green)]
         means = means + jnp.stack(jnp.broadcast_arrays(*shifts), -2)
-    inverse = jnp.exp(-log_scales)
-    upper, lower = (x + HALF_LEVEL - means) * inverse, (x - HALF_LEVEL - means) * inverse
+    inverse, half = jnp.exp(-log_scales), 1 / (levels - 1)
+    upper, lower = (x + half - means) * inverse, (x - half - means) * inverse
     # log(F(upper) - F(lower)) without cancellation; a width too small for float32 stays a logarithm.
-    log_width = math.log(2 * HALF_LEVEL) - log_scales
+    log_width = math.log(2 * half) - log_scales
     wide = log_width > -40.0
     width = jnp.exp(jnp.where(wide, log_width, 0.0))
     log_share = jnp.where(wide, jnp.log(-jnp.expm1(-width)), log_width)
     inside = jax.nn.log_sigmoid(upper) + jax.nn.log_sigmoid(-lower) + log_share
-    tails = jnp.where(x > 0.999, jax.nn.log_sigmoid(-lower), inside)
-    log_prob = jnp.where(x < -0.999, jax.nn.log_sigmoid(upper), tails).sum(-2)
+    tails = jnp.where(x > 1 - half, jax.nn.log_sigmoid(-lower), inside)
+    log_prob = jnp.where(x < half - 1, jax.nn.log_sigmoid(upper), tails).sum(-2)
     return sum_per_example(jax.nn.logsumexp(jax.nn.log_softmax(logits) + log_prob, -1))
 
 
@@ -276,8 +249,10 @@ def discretized_logistic_mixture_mean(parameters: Array, num_channels: int) -> A
     return (jax.nn.softmax(logits)[..., None, :] * jnp.stack(channels, -2)).sum(-1)
 
 
-def discretized_logistic_mixture_sample(key: Array, parameters: Array, num_channels: int) -> Array:
-    """A draw of `discretized_logistic_mixture_log_prob`, (..., num_channels), on the 256 levels."""
+def discretized_logistic_mixture_sample(
+    key: Array, parameters: Array, num_channels: int, levels: int = 256
+) -> Array:
+    """A draw of `discretized_logistic_mixture_log_prob`, (..., num_channels), on its levels."""
     component_key, noise_key = jax.random.split(key)
     logits, all_means, all_log_scales, all_coefficients = _mixture(parameters, num_channels)
     component = jax.random.categorical(component_key, logits)[..., None, None]
@@ -287,7 +262,7 @@ def discretized_logistic_mixture_sample(key: Array, parameters: Array, num_chann
 
     def level(channel, shift=0.0):
         x = jnp.clip(means[..., channel] + shift + noise[..., channel], -1.0, 1.0)
-        return jnp.round((x + 1) * 127.5) / 127.5 - 1
+        return jnp.round((x + 1) * ((levels - 1) / 2)) / ((levels - 1) / 2) - 1
 
     channels = [level(0)]
     if all_coefficients is not None:

@@ -101,6 +101,7 @@ class Curve(NamedTuple):
     label: str = ""
     style: str = "o-"
     error: ArrayLike | None = None  # half the height of the error bars
+    names: Sequence[str] = ()  # written beside the points; "" writes nothing
 
 
 class Panel(NamedTuple):
@@ -118,6 +119,8 @@ class Panel(NamedTuple):
     """Of x and of y; None leaves them to the data."""
     frame: bool = True
     """Whether there are ticks and a grid. Without them both axes have one scale."""
+    ticks: Sequence[str] = ()
+    """Names of the places 0, 1, ... along x."""
 
 
 def save_panels(
@@ -138,6 +141,8 @@ def save_panels(
                 capsize=3,
                 **color,
             )
+            for name, x, y in zip(curve.names, np.ravel(curve.x), np.ravel(curve.y), strict=False):
+                axis.annotate(name, (x, y), (-6, 6), textcoords="offset points", fontsize=8)
         for index, (name, level) in enumerate(panel.levels.items()):
             axis.axhline(level, color=f"C{index}", linestyle="--", linewidth=1, label=name or None)
         axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
@@ -147,6 +152,8 @@ def save_panels(
             axis.grid(alpha=0.3)
         else:
             axis.set(xticks=[], yticks=[], aspect="equal")
+        if panel.ticks:
+            axis.set_xticks(range(len(panel.ticks)), panel.ticks, fontsize=8)
         if any(axis.get_legend_handles_labels()[1]):
             axis.legend(fontsize=8)
     _save(figure, path)

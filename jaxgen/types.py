@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from jax import Array
 
 Batch = Mapping[str, Array]
-"""What a step is given, by name: "image" (B, H, W, C) float32 in [-1, 1]; "label" (B,) int32; "x" (B, D)
+"""Arrays that a step takes, by name: "image" (B, H, W, C) float32 in [-1, 1]; "label" (B,) int32; "x" (B, D)
 float32; "tokens" (B, T) int32; "mask" (B, T) bool; "a" and "b" two image domains; "audio" (B, T) float32."""
 
 Metrics = dict[str, Array]
@@ -22,16 +22,16 @@ State = Any
 
 @runtime_checkable
 class Family(Protocol):
-    """What `fit`, `load` and the command line need of a model; a Python module has it (PEP 544)."""
+    """What `fit`, `load` and the command line use of a model. A Python module can satisfy it (PEP 544)."""
 
     Config: type
     """Frozen, flat, static dataclass: every hyperparameter, and the `shape` of one example."""
 
     def init(self, key: Array, cfg: Any, batch: Any = None) -> Any:
-        """A fresh State; `batch` serves data-dependent initialisation only and changes no shape."""
+        """A fresh State. `batch` is used for data-dependent initialisation only and changes no shape."""
 
     def train_step(self, state: Any, batch: Any, cfg: Any) -> tuple[Any, Metrics]:
-        """The next State and the scalars of this step; randomness is `fold_in(state.key, state.step)`."""
+        """The next State and the metrics of this step; its random key is `fold_in(state.key, state.step)`."""
 
     def sample(self, key: Array, state: Any, n: int, cfg: Any) -> Array:
         """`n` draws from the model, in the space of the data."""
@@ -39,10 +39,10 @@ class Family(Protocol):
 
 @runtime_checkable
 class HasLoss(Protocol):
-    """A model trained by the gradient of one loss: the entry for research code."""
+    """A model trained by the gradient of one loss, which research code can call."""
 
     def loss(self, params: Any, batch: Any, key: Array, cfg: Any) -> tuple[Array, Any]:
-        """The scalar that is minimised, and the metrics beside it."""
+        """The scalar that is minimised, and auxiliary values such as metrics."""
 
 
 @runtime_checkable
@@ -71,7 +71,7 @@ class HasIwae(Protocol):
 
 @runtime_checkable
 class HasMeasure(Protocol):
-    """A model with a likelihood, which says what it is of."""
+    """A model with a likelihood, which names the quantity that the likelihood is of."""
 
     def measure(self, cfg: Any) -> str:
         """One of "density", "levels", "bits", "counts" and "symbols", see `evaluation.likelihood.UNITS`."""
@@ -79,7 +79,7 @@ class HasMeasure(Protocol):
 
 @runtime_checkable
 class HasEncode(Protocol):
-    """A model with codes of data."""
+    """A model that encodes data."""
 
     def encode(self, state: Any, x: Array, cfg: Any) -> Array:
         """Codes of x."""
@@ -87,10 +87,10 @@ class HasEncode(Protocol):
 
 @runtime_checkable
 class HasDecode(Protocol):
-    """A model with data of codes."""
+    """A model that decodes codes to data."""
 
     def decode(self, state: Any, z: Array, cfg: Any) -> Array:
-        """Data of codes z, (B, *shape)."""
+        """The data that codes z are decoded to, (B, *shape)."""
 
 
 @runtime_checkable
@@ -98,12 +98,12 @@ class HasReconstruct(Protocol):
     """A model that reconstructs data."""
 
     def reconstruct(self, state: Any, x: Array, cfg: Any) -> Array:
-        """x after the model, (B, *shape)."""
+        """The reconstruction of x, (B, *shape)."""
 
 
 @runtime_checkable
 class HasClassify(Protocol):
-    """A model with a density of every class."""
+    """A model with a density for each class."""
 
     def classify(self, state: Any, x: Array, cfg: Any) -> Array:
         """log p(class given x), (B, K)."""
@@ -111,7 +111,7 @@ class HasClassify(Protocol):
 
 @runtime_checkable
 class HasTranslate(Protocol):
-    """A model from one domain of images to another."""
+    """A model that maps images of one domain to another."""
 
     def translate(self, state: Any, batch: Any, cfg: Any) -> Array:
         """Images of the other domain."""
@@ -119,7 +119,7 @@ class HasTranslate(Protocol):
 
 @runtime_checkable
 class HasScore(Protocol):
-    """A model without a density that tells typical data from others."""
+    """A model without a density that can still score how typical data are."""
 
     def score(self, state: Any, x: Array, cfg: Any) -> Array:
         """(B,), higher for more typical data."""
@@ -137,16 +137,16 @@ CAPABILITIES = {
     "translate": HasTranslate,
     "score": HasScore,
 }
-"""What a family can do besides training and sampling, by the name of the function."""
+"""The optional capabilities of a family, by the name of the function."""
 
 
 def capabilities(family: Any) -> list[str]:
-    """The names of what a family can do besides training and sampling."""
+    """The names of the optional capabilities that a family has."""
     return [name for name, protocol in CAPABILITIES.items() if isinstance(family, protocol)]
 
 
 FROM_THE_DATA = ("shape", "num_classes", "levels")
-"""Fields of a Config that are facts of the data: `levels` are the values of a pixel, 0 for real numbers."""
+"""Fields of a Config that the data determine; `levels` counts the values of a pixel, 0 for real numbers."""
 
 
 def shape_to(dataset: Any, cfg: Any) -> Any:
@@ -157,13 +157,13 @@ def shape_to(dataset: Any, cfg: Any) -> Any:
 
 
 def from_data(family: Any, dataset: Any, cfg: Any) -> Any:
-    """`cfg` with every fact of the data: those of `shape_to`, and what the family's own `from_data` knows."""
+    """`cfg` with the facts of the data: those of `shape_to`, and those of the family's own `from_data`."""
     cfg = shape_to(dataset, cfg)
     return family.from_data(dataset, cfg) if hasattr(family, "from_data") else cfg
 
 
 def observed(batch: Batch) -> Array:
-    """The data of a batch for models of one variable: its "image", else its "x", else its "tokens"."""
+    """The data of a batch for models of one variable: "image" if there is one, else "x", else "tokens"."""
     return next(batch[name] for name in ("image", "x", "tokens") if name in batch)
 
 

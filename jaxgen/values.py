@@ -1,8 +1,9 @@
 """Values: the parts that a Config holds, such as optimizers, and the codec that keeps them in a config.json.
 
-A part is a Linen module or a `Value`, a frozen dataclass with this mark. Both compare and hash by their
-fields, so equal Configs do not retrace. A user's own part is a class like those here: if it can be imported,
-a run that holds it is loaded without being told about it.
+A part is a Linen module or a `Value`, a frozen dataclass with this mark; the Config of a family may be a
+part of another family's. They compare and hash by their fields, so equal Configs do not retrace. A user's own
+part is a class like those here: if it can be imported, a run that holds it is loaded without being told about
+it.
 
     class Warm(values.Value):  # with @dataclasses.dataclass(frozen=True)
         learning_rate: float = 0.1
@@ -23,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+
+from jaxgen import types
 
 
 class Value:
@@ -209,7 +212,7 @@ def to_json(value: Any) -> Any:
 
     Raises TypeError for what is neither JSON nor a part, such as a function.
     """
-    if isinstance(value, nn.Module | Value):
+    if _is_part(type(value)):
         module, name = type(value).__module__, type(value).__qualname__
         if module == "__main__" or "<locals>" in name:
             raise TypeError(f"{name} cannot be imported by another program: put it into a module")
@@ -232,7 +235,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(value: Any) -> Any:
-    """What `to_json` wrote. It builds Linen modules and Values, and calls nothing else.
+    """What `to_json` wrote. It builds Linen modules, Values and Configs of families, and calls nothing else.
 
     Raises:
         ValueError: a class that is neither, or cannot be found.
@@ -259,6 +262,17 @@ def _part(name: str) -> type:
     found = imported(module)
     for attribute in path.split("."):
         found = getattr(found, attribute, None)
-    if not (isinstance(found, type) and issubclass(found, nn.Module | Value)):
-        raise ValueError(f"{name} is neither a Linen module nor a Value")
+    if not _is_part(found):
+        raise ValueError(f"{name} is neither a Linen module nor a Value nor the Config of a family")
     return found
+
+
+def _is_part(found: Any) -> bool:
+    """Whether this is a class of parts: Linen modules, Values, and the Config of a family, which may nest."""
+    if not isinstance(found, type):
+        return False
+    if issubclass(found, nn.Module | Value):
+        return True
+    module = sys.modules.get(found.__module__)
+    of_family = isinstance(module, types.Family) and module.Config is found  # type: ignore[unreachable]
+    return of_family and dataclasses.is_dataclass(found)

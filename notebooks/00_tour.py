@@ -59,7 +59,7 @@ show(train[:64]["image"])
 # hidden, so `jax.jit`, `jax.grad` and `jax.vmap` apply as they always do.
 
 # %%
-cfg = vae.Config(shape=train.shape, num_latents=2, hidden=(256, 256))
+cfg = vae.Config(shape=train.shape, num_latents=2)
 state = vae.init(jax.random.key(0), cfg)
 step = jax.jit(partial(vae.train_step, cfg=cfg))
 

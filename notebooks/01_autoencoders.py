@@ -32,6 +32,7 @@ import numpy as np
 import jaxgen
 from jaxgen import data, plot, types
 from jaxgen.autoencoder import ae, vae, vq_vae
+from jaxgen.autoencoder.corruptions import GaussianNoise
 from jaxgen.classical import gmm
 from jaxgen.evaluation import denoise, likelihood, outliers
 from jaxgen.latent import attributes, interpolate
@@ -168,8 +169,8 @@ show(
 # Trained to give back the clean picture from a noisy one. The peak signal-to-noise ratio, in dB, before and after.
 
 # %%
-noisy_cfg, noisy_state = train_on_digits(ae, noise="gaussian", noise_level=0.5, num_latents=32)
-noisy = ae.corrupt(key, images, noisy_cfg)
+noisy_cfg, noisy_state = train_on_digits(ae, corruption=GaussianNoise(0.5), num_latents=32)
+noisy = noisy_cfg.corruption(key, images)
 cleaned = ae.reconstruct(noisy_state, noisy, noisy_cfg)
 print("noisy  ", denoise.psnr(images, noisy).mean())
 print("cleaned", denoise.psnr(images, cleaned).mean())

@@ -32,7 +32,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from jaxgen import data
-from jaxgen.classical import gda, gmm, hmm, markov, naive_bayes
+from jaxgen.classical import columns, emissions, gda, gmm, hmm, markov, naive_bayes
 from jaxgen.data.sequences import WEATHER, WEATHER_TRANSITION
 
 MOST = 1 if os.environ.get("JAXGEN_SMOKE") else 6
@@ -95,7 +95,7 @@ pixels = {"shape": train.shape, "num_classes": train.num_classes}
 for family, config in (
     (gda, gda.Config(**pixels)),
     (gda, gda.Config(**pixels, covariance="per_class", shrinkage=0.2)),
-    (naive_bayes, naive_bayes.Config(**pixels, variance_smoothing=0.1)),
+    (naive_bayes, naive_bayes.Config(**pixels, columns=columns.Gaussian(0.1))),
 ):
     fitted = family.fit(train[:]["image"], train[:]["label"], config)
     right = (family.classify(fitted, test[:]["image"], config).argmax(1) == test[:]["label"]).mean()
@@ -201,7 +201,7 @@ for order in range(MOST):
 
 # %%
 umbrella = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])
-hmm_cfg = hmm.Config(shape=(60,), num_states=3, num_symbols=2)
+hmm_cfg = hmm.Config(shape=(60,), num_states=3, emission=emissions.Symbols(2))
 law = markov.stationary(jnp.float32(WEATHER_TRANSITION))
 params = hmm.Params(law, jnp.float32(WEATHER_TRANSITION), jnp.float32(umbrella))
 truth = hmm.init(jax.random.key(0), hmm_cfg)._replace(params=params)
@@ -245,7 +245,7 @@ for name, guess in guesses.items():
 # %%
 climate = np.array([[24.0, 40.0], [12.0, 90.0], [8.0, 70.0]])
 readings = climate[days[:400]] + rng.normal(size=(400, 14, 2)) * [3.0, 8.0]
-readings_cfg = hmm.Config(shape=(14, 2), num_states=3, emission="gaussian", covariance="diagonal")
+readings_cfg = hmm.Config(shape=(14, 2), num_states=3, emission=emissions.Gaussians(covariance="diagonal"))
 found = hmm.fit(jnp.float32(readings), readings_cfg)
 order = np.argsort(-np.asarray(found.params.emission.means[:, 0, 0]))
 print("means\n", np.round(found.params.emission.means[order, 0], 1))

@@ -30,9 +30,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import jaxgen
-from jaxgen import data, plot
+from jaxgen import data, plot, types
 from jaxgen.diffusion import ddpm, editing, processes, samplers, schedules
 from jaxgen.evaluation import features, frechet
+from jaxgen.values import Adam, Cosine
 
 SMOKE = bool(os.environ.get("JAXGEN_SMOKE"))
 
@@ -80,9 +81,8 @@ exact = lambda x, t: jnp.tanh(alpha[t][:, None] * x / sigma[t][:, None] ** 2)
 
 x = jax.random.normal(jax.random.key(1), (40, 1))
 every = samplers.spaced(1000, 200)
-options = {"target": "x0", "frames": 200}
-smooth = samplers.ddim(exact, x, process, every, **options)[1]
-rough = samplers.ddpm(exact, x, process, every, jax.random.key(2), **options)[1]
+smooth = samplers.ddim.path(exact, x, process, every, target="x0").frames(200)
+rough = samplers.ddpm.path(exact, x, process, every, jax.random.key(2), target="x0").frames(200)
 figure, both = plt.subplots(1, 2, figsize=(11, 3.5), sharey=True)
 for axes, paths, name in zip(both, (smooth, rough), ("DDIM", "ancestral"), strict=True):
     axes.plot(every, paths[..., 0], linewidth=0.7)
@@ -96,13 +96,15 @@ for axes, paths, name in zip(both, (smooth, rough), ("DDIM", "ancestral"), stric
 # so that it can do without. Everything below comes from this one model.
 
 # %%
-cfg = ddpm.Config(num_classes=10, conditional=True, decay_steps=10 if SMOKE else 1500)
+num_steps = 10 if SMOKE else 1500
+optimizer = Adam(1e-3, schedule=Cosine(decay_steps=num_steps), gradient_clip=1.0)
+cfg = types.from_data(ddpm, train, ddpm.Config(conditional=True, optimizer=optimizer))
 log = []
 state = jaxgen.fit(
     ddpm,
     cfg,
     train,
-    steps=cfg.decay_steps,
+    steps=num_steps,
     batch_size=128,
     key=jax.random.key(0),
     on_log=lambda step, metrics: log.append({"step": step, **metrics}),
@@ -119,7 +121,7 @@ plt.ylabel("squared error of the noise")
 
 # %%
 label = jnp.arange(10)
-_, frames = ddpm.sample(jax.random.key(3), state, 10, cfg, label, steps=50, frames=10)
+frames = ddpm.trajectory(jax.random.key(3), state, 10, cfg, label, steps=50, frames=10)
 show(frames.swapaxes(0, 1).reshape(-1, *cfg.shape), 10)
 
 # %% [markdown]
@@ -139,11 +141,12 @@ show(ddpm.sample(jax.random.key(4), state, 100, cfg, jnp.repeat(label, 10)), 10)
 calls = (5, 10) if SMOKE else (5, 10, 20, 50)
 many = jnp.arange(20 if SMOKE else 360) % 10
 drawn = {}
-for sampler in ("ddim", "dpm_solver_pp", "heun"):
+methods = {"DDIM": samplers.DDIM(), "DPM-Solver++": samplers.DPMSolverPP(), "Heun": samplers.Heun()}
+for name, sampler in methods.items():
     for steps in calls:
         draw = partial(ddpm.sample, n=len(many), cfg=cfg, label=many, sampler=sampler, steps=steps)
-        drawn[sampler, steps] = jax.jit(draw)(jax.random.key(5), state)
-    show(jnp.concatenate([drawn[sampler, steps][:10] for steps in calls]), 10, f"{sampler}: {calls} calls")
+        drawn[name, steps] = jax.jit(draw)(jax.random.key(5), state)
+    show(jnp.concatenate([drawn[name, steps][:10] for steps in calls]), 10, f"{name}: {calls} calls")
 
 # %% [markdown]
 # In numbers: the Frechet distance to test digits in the features of a classifier. What real training digits get is the
@@ -159,8 +162,8 @@ def distance(images):
 
 
 figure, axes = plt.subplots(figsize=(6, 3.5))
-for sampler in ("ddim", "dpm_solver_pp", "heun"):
-    axes.plot(calls, [distance(drawn[sampler, steps]) for steps in calls], marker="o", label=sampler)
+for name in methods:
+    axes.plot(calls, [distance(drawn[name, steps]) for steps in calls], marker="o", label=name)
 rows = np.random.default_rng(0).permutation(len(train))[: len(many)]
 axes.axhline(distance(train[np.sort(rows)]["image"]), color="grey", linestyle="--")
 axes.set(xlabel="calls of the network", ylabel="Frechet distance", xscale="log")
@@ -214,7 +217,7 @@ show(jnp.concatenate([known, *redrawn]), 10, "digits, and redrawn from 0.2, 0.5 
 # ## What a digit costs in bits
 #
 # The bound on -log p(x_0) is a sum over t. Most of it is paid at the first few times, for detail no eye sees: which of its
-# 256 levels each pixel has.
+# 17 levels each pixel has.
 
 # %%
 x = test[: 10 if SMOKE else 100]["image"]

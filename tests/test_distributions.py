@@ -133,23 +133,6 @@ def test_geometric_js_runs_from_one_kl_to_the_other():
     np.testing.assert_allclose(js(*q), js(*q, 0.0, 0.0), rtol=1e-6)
 
 
-def test_monte_carlo_kl_serves_pairs_without_a_formula():
-    """A normal against a Laplace, by quadrature; each of 4000 rows is one estimate from 16 draws."""
-    q = jnp.full((4000, 1), Q[0]), jnp.full((4000, 1), Q[1])
-    estimates = distributions.monte_carlo_kl(
-        jax.random.key(0),
-        lambda key: q[0] + jnp.exp(0.5 * q[1]) * jax.random.normal(key, q[0].shape),
-        lambda z: distributions.normal_log_prob(z, *q),
-        lambda z: jax.scipy.stats.laplace.logpdf(z)[:, 0],
-        num_samples=16,
-    )
-    grid = np.linspace(-15, 15, 100_001)
-    log_ratio = normal(*Q).logpdf(grid) - scipy.stats.laplace.logpdf(grid)
-    exact = np.trapezoid(normal(*Q).pdf(grid) * log_ratio, grid)
-    assert abs(estimates.mean() - exact) < 4 * estimates.std() / np.sqrt(len(estimates))
-    assert estimates.std() < 0.5 * log_ratio.std()
-
-
 def test_gumbel_softmax_draws_the_categorical_at_any_temperature():
     logits = jnp.broadcast_to(jnp.log(jnp.array([0.1, 0.6, 0.3])), (40_000, 3))
     for temperature in (0.05, 1.0, 10.0):

@@ -59,7 +59,12 @@ def test_panels_hold_curves_levels_and_points(tmp_path):
         plot.Panel(
             [plot.Curve(x, x**2, "square", error=x / 9), plot.Curve(x, x, "line", "k--")], "growth", log="xy"
         ),
-        plot.Panel([plot.Curve(x, -x, style=".")], levels={"floor": -2.0}, limits=((0, 5), None)),
+        plot.Panel(
+            [plot.Curve(x, -x, style=".", names=("a", ""))],
+            ticks=("zero", "one"),
+            levels={"floor": -2.0},
+            limits=((0, 5), None),
+        ),
         plot.Panel([plot.Curve(x, x, style="C3-")], frame=False),
     ]
     plot.save_panels(tmp_path / "panels.png", panels, columns=2, size=(2.0, 1.5))

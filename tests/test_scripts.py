@@ -35,7 +35,7 @@ def examples(name):
 def test_every_system_steps_and_samples(case):
     family, options = CASES[case].family, CASES[case].options
     dataset = examples(options.data)
-    cfg = types.shape_to(dataset, CASES[case].config)
+    cfg = types.from_data(family, dataset, CASES[case].config)
     assert cfg.shape == dataset.shape
     batch = {
         name: jax.ShapeDtypeStruct((8, *value.shape[1:]), value.dtype) for name, value in dataset[:1].items()

@@ -68,22 +68,21 @@ def our_hmm(dtype, data):
     import jax
     import jax.numpy as jnp
 
-    from jaxgen.classical import hmm
+    from jaxgen.classical import emissions, hmm
 
     jax.config.update("jax_enable_x64", dtype == "float64")
     x, (initial, transition, *emission) = data()
-    options = {"max_steps": NUM_STEPS, "tolerance": -np.inf, "regularization": 0.0}
+    options = {"max_steps": NUM_STEPS, "tolerance": -np.inf}
     if len(emission) == 2:
         weights = np.ones((len(initial), 1))
         means, variances = emission
-        emission = hmm.Gaussians(weights, means[:, None], variances[:, None])
-        cfg = hmm.Config(
-            shape=x.shape[1:], num_states=8, emission="gaussian", covariance="diagonal", **options
-        )
+        emission = emissions.Mixtures(weights, means[:, None], variances[:, None])
+        emitted = emissions.Gaussians(covariance="diagonal", regularization=0.0)
+        cfg = hmm.Config(shape=x.shape[1:], num_states=8, emission=emitted, **options)
         x = jnp.asarray(x, dtype)
     else:
         (emission,) = emission
-        cfg = hmm.Config(shape=x.shape[1:], num_states=16, num_symbols=16, **options)
+        cfg = hmm.Config(shape=x.shape[1:], num_states=16, emission=emissions.Symbols(16), **options)
         x = jnp.asarray(x, jnp.int32)
     start = jax.tree.map(lambda a: jnp.asarray(a, dtype), hmm.Params(initial, transition, emission))
 
@@ -92,7 +91,7 @@ def our_hmm(dtype, data):
 
     def result(state):
         initial, transition, emission = state.params
-        if cfg.emission == "gaussian":
+        if isinstance(cfg.emission, emissions.Gaussians):
             emission = emission.means[:, 0], emission.covariances[:, 0]
         log_likelihood = jax.jit(functools.partial(hmm.log_prob, cfg=cfg))(state, x).mean()
         return [

@@ -22,7 +22,7 @@ from train_step import NUM_BATCHES, Sizes, peak_memory, serve
 
 import jaxgen
 from jaxgen import data, shard
-from jaxgen.autoencoder import vae
+from jaxgen.autoencoder import likelihoods, networks, vae
 from jaxgen.nn import conv, norm
 from jaxgen.run import directory
 
@@ -145,8 +145,15 @@ class VAE:
     """`jaxgen.autoencoder.vae` of one config."""
 
     def __init__(self, sizes):
+        encoder, decoder = {
+            "mlp": (networks.DenseEncoder, networks.DenseDecoder),
+            "conv": (networks.ConvEncoder, networks.ConvDecoder),
+        }[sizes.network]
         self.cfg = vae.Config(
-            shape=sizes.shape, hidden=sizes.hidden, num_latents=sizes.num_latents, network=sizes.network
+            shape=sizes.shape,
+            num_latents=sizes.num_latents,
+            encoder=encoder(sizes.hidden),
+            decoder=decoder(sizes.hidden[::-1]),
         )
         self.init = functools.partial(vae.init, cfg=self.cfg)
         self.train_step = functools.partial(vae.train_step, cfg=self.cfg)
@@ -249,7 +256,7 @@ class Side:
     def log_likelihood(self, given, num_samples):
         """That bound on the exported inputs, for every example."""
         bits = jnp.asarray(np.load(given)["bits"].transpose(0, 2, 3, 1))
-        cfg = dataclasses.replace(self.system.cfg, binarisation="threshold")
+        cfg = dataclasses.replace(self.system.cfg, likelihood=likelihoods.Bernoulli("threshold"))
         return np.asarray(bound(jax.random.key(0), self.state, bits, cfg, num_samples)).tolist()
 
     def export(self, path):

@@ -13,7 +13,7 @@ from jax import lax
 from train_step import NUM_BATCHES, serve
 from unet import CHECKED, SAMPLERS, SAMPLES, stopwatch
 
-from jaxgen.diffusion import ddpm, edm
+from jaxgen.diffusion import ddpm, edm, networks, samplers
 from jaxgen.run import directory
 
 BLOCK = {
@@ -34,12 +34,11 @@ class Side:
         del variant, threads  # XLA has as many threads as there are cores to use
         self.sizes = sizes
         width = sizes.hidden[0]
-        network = {
-            "shape": sizes.shape,
-            "width": width,
-            "multipliers": tuple(channels // width for channels in sizes.hidden),
+        network = networks.UNet(width, tuple(channels // width for channels in sizes.hidden))
+        self.cfgs = {
+            "ddpm": ddpm.Config(shape=sizes.shape, network=network),
+            "edm": edm.Config(shape=sizes.shape, network=network),
         }
-        self.cfgs = {"ddpm": ddpm.Config(**network), "edm": edm.Config(**network)}
         self.cfg = self.cfgs["ddpm"]
         generator = np.random.default_rng(0)
         state = jax.jit(ddpm.init, static_argnums=1)(jax.random.key(0), self.cfg)
@@ -74,7 +73,8 @@ class Side:
         steps = SAMPLERS[name]
         if name == "edm_heun":
             return edm.sample(key, state, count, self.cfgs["edm"], steps=steps)
-        return ddpm.sample(key, state, count, self.cfg, sampler=name, steps=steps)
+        values = {"ddim": samplers.DDIM, "ddpm": samplers.DDPM, "dpm_solver_pp": samplers.DPMSolverPP}
+        return ddpm.sample(key, state, count, self.cfg, sampler=values[name](steps))
 
     def seconds(self, name):
         """Wall-clock and CPU seconds of a training step ("step"), or of `SAMPLES` draws."""
@@ -117,7 +117,7 @@ class Side:
 
     def _diffusers_layout(self, tree):
         """{"module.layer.weight": array} of the parameters, or of their gradients."""
-        sizes, blocks = range(len(self.sizes.hidden)), self.cfg.num_blocks
+        sizes, blocks = range(len(self.sizes.hidden)), self.cfg.network.num_blocks
         convs = ["conv_in", *(f"down_blocks.{i}.downsamplers.0.conv" for i in sizes[:-1]), "conv_out"]
         residuals = [
             *(f"down_blocks.{i}.resnets.{j}" for i in sizes for j in range(blocks)),

@@ -24,6 +24,8 @@ from jaxgen.script import result
 PERIODS = (2, 4)
 """Pixels: the strides of the last doubling, and of the last two together."""
 NUM_SAMPLES, NUM_SHOWN = 1000, 8
+ENLARGED = 4
+"""Side of the square that shows an entry of a spectrum."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class Options:
     run_dir: Path | None = None
     """Where the trainings are kept, so that the same command continues them."""
     results: Path = Path("experiments/results/checkerboard")
-    """Folder for the table and the picture."""
+    """Folder for the table and the pictures."""
 
 
 def shares(images):
@@ -88,35 +90,23 @@ def row_of(name, sets):
     return {"images": name, "sets": len(sets), "n": sets.shape[0] * sets.shape[1], **spread}
 
 
-def save_picture(path, pictures):
-    """For each set a row of images, each from its lowest to its highest value, and its mean spectrum.
+def save_pictures(stem, sets):
+    """Two grids: <stem>.png has a row of images for each set, <stem>-spectra.png its mean spectrum, in turn.
 
-    The spectrum is in decibels below its largest entry; its middle is the mean brightness, its edges are
-    stripes and boards of single pixels.
+    Every image runs from its lowest to its highest value. A spectrum is in decibels below its largest entry,
+    black at 50 of them; its middle is the mean brightness, its edges are stripes and boards of single pixels.
     """
-    from matplotlib.figure import Figure
-
-    rows = len(pictures)
-    figure = Figure(figsize=(9.5, 1.75 * rows), layout="constrained")
-    axes = figure.subplots(rows, 2, squeeze=False, width_ratios=(5, 1.5))
-    for (left, right), (name, images) in zip(axes, pictures.items(), strict=True):
-        shown = images[:NUM_SHOWN]
-        low, high = (bound(shown, axis=(1, 2, 3), keepdims=True) for bound in (np.min, np.max))
-        scaled = 2 * (shown - low) / np.maximum(high - low, 1e-12) - 1
-        left.imshow(plot.grid(scaled, NUM_SHOWN)[..., 0], cmap="gray", vmin=0, vmax=255)
-        left.set_title(name, fontsize=9)
-        power = np.fft.fftshift(spectrum.power(images))
-        decibels = 10 * np.log10(np.maximum(power / power.max(), 1e-8))
-        drawn = right.imshow(decibels, vmin=-50, vmax=0, extent=(-0.5, 0.5, 0.5, -0.5))
-        right.set(xticks=(-0.5, 0, 0.5), yticks=(-0.5, 0, 0.5))
-        right.tick_params(labelsize=7)
-        left.set_axis_off()
-        figure.colorbar(drawn, ax=right)
-    figure.savefig(path, dpi=90)
+    shown = np.concatenate([images[:NUM_SHOWN] for images in sets])
+    low, high = (bound(shown, axis=(1, 2, 3), keepdims=True) for bound in (np.min, np.max))
+    plot.save_grid(stem.with_suffix(".png"), 2 * (shown - low) / np.maximum(high - low, 1e-12) - 1, NUM_SHOWN)
+    power = np.stack([np.fft.fftshift(spectrum.power(images)) for images in sets])
+    decibels = 10 * np.log10(np.maximum(power / power.max((1, 2), keepdims=True), 1e-8))
+    grey = (1 + decibels / 25)[..., None].repeat(ENLARGED, 1).repeat(ENLARGED, 2)
+    plot.save_grid(stem.with_name(f"{stem.name}-spectra.png"), grey, len(sets))
 
 
 def main(options: Options) -> None:
-    """Print a line a set of images, and write them as JSON with the picture."""
+    """Print a line a set of images, and write them as JSON with the pictures."""
     since = time.perf_counter()
     train, test = (data.load(options.data, split, options.data_dir) for split in ("train", "test"))
     sets = {"data": test[:NUM_SAMPLES]["image"][None]}
@@ -136,7 +126,7 @@ def main(options: Options) -> None:
         print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     options.results.mkdir(parents=True, exist_ok=True)
     stem = options.results / result.file_name(options.data)
-    save_picture(stem.with_suffix(".png"), {name: images[0] for name, images in sets.items()})
+    save_pictures(stem, [images[0] for images in sets.values()])
     facts = {"data": options.data, "seed": options.seed, "white_noise": noise, "rows": rows}
     result.save(stem.with_suffix(".json"), facts, since)
 

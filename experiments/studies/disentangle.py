@@ -14,6 +14,8 @@ import numpy as np
 import jaxgen
 from jaxgen import data, plot, script, shard
 from jaxgen.autoencoder import vae
+from jaxgen.autoencoder.likelihoods import Bernoulli
+from jaxgen.autoencoder.objectives import ELBO
 from jaxgen.data.factors import FACTORS
 from jaxgen.evaluation import disentangle, likelihood
 from jaxgen.latent import interpolate
@@ -43,7 +45,12 @@ class Options:
 def measure(options: Options, beta: float, seed: int, folder: Path) -> dict[str, float]:
     """What one model reaches on the test split; leaves a picture of its traversals."""
     train, test = data.load("factors"), data.load("factors", "test")
-    cfg = vae.Config(shape=train.shape, num_latents=options.num_latents, beta=beta, binarisation="threshold")
+    cfg = vae.Config(
+        shape=train.shape,
+        num_latents=options.num_latents,
+        likelihood=Bernoulli("threshold"),
+        objective=ELBO(beta),
+    )
     key = jax.random.key(seed)
     state = jaxgen.fit(
         vae, cfg, train, steps=options.steps, batch_size=options.batch_size, key=key, mesh=shard.mesh(1)
@@ -66,17 +73,12 @@ def measure(options: Options, beta: float, seed: int, folder: Path) -> dict[str,
 
 def save_curve(path: Path, rows: list[dict[str, float]]) -> None:
     """The gap of every model against beta, and the mean over seeds."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot(xscale="log", xlabel="beta", ylabel="mutual information gap")
     betas = sorted({row["beta"] for row in rows})
     gaps = [[row["mutual_information_gap"] for row in rows if row["beta"] == beta] for beta in betas]
-    for beta, values in zip(betas, gaps, strict=True):
-        axes.plot([beta] * len(values), values, "o", color="C0", alpha=0.5)
-    axes.plot(betas, [np.mean(values) for values in gaps], color="C0")
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
+    mean = plot.Curve(betas, [np.mean(values) for values in gaps], "mean", "-")
+    every = [row["beta"] for row in rows], [row["mutual_information_gap"] for row in rows]
+    panel = plot.Panel([mean, plot.Curve(*every, "a seed", "o")], x_label="beta", log="x")
+    plot.save_panels(path, [panel._replace(y_label="mutual information gap")], size=(6, 4))
 
 
 def main(options: Options) -> None:

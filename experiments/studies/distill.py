@@ -5,17 +5,21 @@ python experiments/studies/distill.py runs/teacher --steps 3000
 """
 
 import dataclasses
-import functools
 from pathlib import Path
 
 import jax
 import tyro
 
 import jaxgen
-from experiments import diffusion
 from jaxgen import data, script
-from jaxgen.diffusion import consistency, edm
+from jaxgen.diffusion import consistency, curricula, edm
+from jaxgen.evaluation.comparison import compare
 from jaxgen.run import directory
+from jaxgen.script.evaluation import sampler
+from jaxgen.values import Adam
+
+CALLS = (1, 2, 4, 8)
+"""Network calls of the student's samples that are measured."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,11 +56,10 @@ def main(options: Options) -> None:
     size = teacher_cfg.shape[0] if len(teacher_cfg.shape) == 3 else None
     train, test = (data.load(name, split, options.data_dir, size) for split in ("train", "test"))
     cfg = consistency.Config(
-        first_intervals=options.intervals,
-        last_intervals=options.intervals,
-        levels="uniform",
+        curriculum=curricula.Fixed(options.intervals),
+        distribution=curricula.Uniform(),
         weights="uniform",
-        learning_rate=options.learning_rate,
+        optimizer=Adam(options.learning_rate, gradient_clip=1.0),
     )
     key = jax.random.key(options.seed)
     cfg, start = consistency.distil(key, teacher, teacher_cfg, cfg)
@@ -77,11 +80,10 @@ def main(options: Options) -> None:
         """Distances of the teacher's samples and, with their picture, of the student's in few calls."""
         if len(cfg.shape) != 3:
             return {}
-        compare = functools.partial(diffusion.compare, key, num_compared=options.num_samples)
-        settings = {"teacher, 35 calls": {"steps": 18}}
-        metrics = compare(edm, teacher, train, test, teacher_cfg, folder, settings=settings)
-        settings = diffusion.CONSISTENCY_SETTINGS
-        return metrics | compare(consistency, state, train, test, cfg, folder, settings=settings)
+        draws = {"teacher, 35 calls": sampler(edm, teacher, teacher_cfg, steps=18)}
+        draws |= {f"{calls} calls": sampler(consistency, state, cfg, steps=calls) for calls in CALLS}
+        picture = folder / "samplers.png"
+        return compare(draws, train, test, options.num_samples, key=key, picture=picture)
 
     parts = consistency, cfg, state, train, test, run_dir
     script.evaluate_run(*parts, seed=options.seed, num_samples=options.num_samples, evaluate=evaluate)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
-from jaxgen import script
+from jaxgen import plot, script
 from jaxgen.gan import gan
 from jaxgen.gan.losses import DIVERGENCES, LOSSES
 from jaxgen.gan.networks import mlp
@@ -275,56 +275,84 @@ NARROW = 0.02
 """Standard deviation of what stands for a point."""
 SHOWN = 4
 """Which of the shifts the first panel shows."""
+PANELS = (
+    "best_discriminator",
+    "value",
+    "generator_gradient",
+    "two_points",
+    "standard_equation",
+    "standard_equation_lipschitz",
+)
 
 
 def save_picture(path, found):
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 7.5), layout="constrained")
-    axes = iter(figure.subplots(2, 3).ravel())
-
-    panel, row = next(axes), found["best_discriminator"]
-    shift = row["shifts"][SHOWN]
-    panel.fill_between(row["x"], density(row["x"]), color="C0", alpha=0.2, label="data p")
-    panel.fill_between(row["x"], density(row["x"], shift), color="C1", alpha=0.2, label="model q")
-    panel.plot(row["x"], row["p/(p+q)"], "k--", label="p / (p + q)")
-    panel.plot(row["x"], row["trained"], "C2", label="D, trained")
-    panel.set(title="The best discriminator", xlabel="x", xlim=(-4, 6))
-
-    panel, row = next(axes), found["value"]
-    panel.plot(row["shifts"], row["-log 4 + 2 JSD"], "k--", label="-log 4 + 2 JSD(p, q)")
-    panel.plot(row["shifts"], row["trained"], "C2o", label="trained D")
-    panel.axhline(-np.log(4), color="0.7", linewidth=1)
-    panel.set(title="The value of the game", xlabel="shift of the model")
-
-    panel, row = next(axes), found["generator_gradient"]
-    for name in ("minimax", "non_saturating"):
-        panel.semilogy(row["distances"], row[name], label=name.replace("_", "-"))
-    panel.set(title="The generator's gradient under the best D", xlabel="distance of model and data")
-
-    panel, row = next(axes), found["two_points"]
-    panel.plot(row["distances"], row["jensen_shannon"], label="Jensen-Shannon")
-    panel.plot(row["distances"], row["wasserstein"], label="Wasserstein-1")
-    panel.plot(row["distances"], row["kl"], label="KL")
-    panel.set(title=f"Two points (std {row['std']}) moving apart", xlabel="distance", ylim=(-0.1, 2.5))
-
-    panel, row = next(axes), found["standard_equation"]
-    place = np.arange(len(row["cases"]))
-    panel.bar(place - 0.2, row["optimised"], 0.4, color="C2", label="min over q, max over f")
-    panel.bar(place + 0.2, row["divergence"], 0.4, color="0.6", label="divergence of data and model")
-    panel.set_xticks(place, [name.replace("_", "\n") for name in row["cases"]], fontsize=8)
-    panel.axhline(0, color="k", linewidth=0.8)
-    panel.set(title="The standard equation, D an f-divergence")
-
-    panel, row = next(axes), found["standard_equation_lipschitz"]
-    panel.semilogx(row["betas"], row["optimised"], "C2o-", label="min over q, max over 1-Lipschitz f")
-    panel.axhline(row["wasserstein"], color="k", linestyle="--", label="W1(data, model)")
-    panel.set(title="The standard equation, beta KL(q, model)", xlabel="beta", ylim=(0, None))
-
-    for panel in figure.axes:
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize=8)
-    figure.savefig(path, dpi=100)
+    """Six panels: what was trained or optimised beside what theory gives."""
+    best, value, gradient, points, equation, lipschitz = (found[name] for name in PANELS)
+    shift, target = best["shifts"][SHOWN], lipschitz["wasserstein"]
+    places = np.arange(len(equation["cases"]))
+    panels = [
+        plot.Panel(
+            [
+                plot.Curve(best["x"], density(best["x"]), "data p", "C0:"),
+                plot.Curve(best["x"], density(best["x"], shift), "model q", "C1:"),
+                plot.Curve(best["x"], best["trained"], "D, trained", "C2-"),
+                plot.Curve(best["x"], best["p/(p+q)"], "p / (p + q)", "k--"),
+            ],
+            "The best discriminator",
+            "x",
+            limits=((-4, 6), None),
+        ),
+        plot.Panel(
+            [
+                plot.Curve(value["shifts"], value["-log 4 + 2 JSD"], "-log 4 + 2 JSD(p, q)", "k--"),
+                plot.Curve(value["shifts"], value["trained"], "trained D", "C2o"),
+            ],
+            "The value of the game",
+            "shift of the model",
+            levels={"-log 4": -np.log(4)},
+        ),
+        plot.Panel(
+            [
+                plot.Curve(gradient["distances"], gradient[name], name.replace("_", "-"), "-")
+                for name in ("minimax", "non_saturating")
+            ],
+            "The generator's gradient under the best D",
+            "distance of model and data",
+            log="y",
+        ),
+        plot.Panel(
+            [
+                plot.Curve(points["distances"], points["jensen_shannon"], "Jensen-Shannon", "-"),
+                plot.Curve(points["distances"], points["wasserstein"], "Wasserstein-1", "-"),
+                plot.Curve(points["distances"], points["kl"], "KL", "-"),
+            ],
+            f"Two points (std {points['std']}) moving apart",
+            "distance",
+            limits=(None, (-0.1, 2.5)),
+        ),
+        plot.Panel(
+            [
+                plot.Curve(places - 0.1, equation["optimised"], "min over q, max over f", "C2o"),
+                plot.Curve(places + 0.1, equation["divergence"], "divergence of data and model", "ks"),
+            ],
+            "The standard equation, D an f-divergence",
+            levels={"": 0.0},
+            ticks=[name.replace("_", "\n") for name in equation["cases"]],
+        ),
+        plot.Panel(
+            [
+                plot.Curve(
+                    lipschitz["betas"], lipschitz["optimised"], "min over q, max over 1-Lipschitz f", "C2o-"
+                )
+            ],
+            "The standard equation, beta KL(q, model)",
+            "beta",
+            levels={"W1(data, model)": target},
+            log="x",
+            limits=(None, (0, 1.1 * target)),
+        ),
+    ]
+    plot.save_panels(path, panels, size=(4.3, 3.75))
 
 
 def main(options: Options) -> None:
@@ -333,7 +361,7 @@ def main(options: Options) -> None:
     found = compute(options)
     options.results.mkdir(parents=True, exist_ok=True)
     save_picture(options.results / "theory.png", found)
-    result.save(options.results / "theory.json", found, since)
+    result.save(options.results / "theory.json", {"seed": options.seed, **found}, since)
     print("\n".join(lines(found)))
 
 

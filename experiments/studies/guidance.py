@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxgen
-from jaxgen import data, plot, script, shard
-from jaxgen.diffusion import ddpm
+from jaxgen import data, plot, script, shard, types
+from jaxgen.diffusion import ddpm, networks, samplers
 from jaxgen.evaluation import features, frechet, prdc, samples
 from jaxgen.script import result
+from jaxgen.values import Adam, Cosine
 
 COLUMNS = 10
 
@@ -57,12 +58,11 @@ def trained(options: Options, train: data.Dataset) -> tuple[ddpm.State, ddpm.Con
             raise ValueError(f"{options.run} holds no conditional ddpm of {options.data}")
         return state, cfg
     cfg = ddpm.Config(
-        shape=train.shape,
-        num_classes=train.num_classes,
         conditional=True,
-        patch=options.patch,
-        decay_steps=options.steps,
+        network=networks.UNet(patch=options.patch),
+        optimizer=Adam(1e-3, schedule=Cosine(decay_steps=options.steps), gradient_clip=1.0),
     )
+    cfg = types.from_data(ddpm, train, cfg)
     key = jax.random.key(options.seed)
     return jaxgen.fit(
         ddpm, cfg, train, steps=options.steps, batch_size=options.batch_size, key=key, mesh=shard.mesh(1)
@@ -81,8 +81,8 @@ def measure(options, state, cfg, train, test):
     within = spread(real, np.asarray(test[:n]["label"]))
 
     def draw(key, label, scale):
-        how = {"sampler": "dpm_solver_pp", "steps": options.calls, "guidance": scale}
-        return ddpm.sample(key, state, len(label), cfg, label, **how)
+        how = samplers.DPMSolverPP(options.calls)
+        return ddpm.sample(key, state, len(label), cfg, label, sampler=how, guidance=scale)
 
     def row(images, wanted):
         found = features.of(extractor, images)
@@ -115,15 +115,17 @@ def spread(x: np.ndarray, label: np.ndarray) -> float:
 
 def save_curves(path, rows, floor):
     """Every measure over the guidance scale; the dashes are real data's."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.2), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 4), ("accuracy", "frechet", "recall", "spread"), strict=True):
-        axes.plot([row["guidance"] for row in rows], [row[name] for row in rows], marker="o")
-        axes.axhline(floor[name], color="grey", linestyle="--")
-        axes.set(xlabel="guidance", title=name)
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
+    scales = [row["guidance"] for row in rows]
+    panels = [
+        plot.Panel(
+            [plot.Curve(scales, [row[name] for row in rows])],
+            name,
+            "guidance",
+            levels={"training data": floor[name]},
+        )
+        for name in ("accuracy", "frechet", "recall", "spread")
+    ]
+    plot.save_panels(path, panels, columns=4, size=(2.75, 3.2))
 
 
 def main(options: Options) -> None:
@@ -138,6 +140,7 @@ def main(options: Options) -> None:
     facts = {
         "data": options.data,
         "n": min(options.num_samples, len(test)),
+        "seed": options.seed,
         "training_data": floor,
     }
     result.save(options.results / f"{options.data}.json", {**facts, "rows": rows}, since)

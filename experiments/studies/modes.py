@@ -3,24 +3,27 @@
 python experiments/studies/modes.py
 python experiments/studies/modes.py --data grid --systems pacgan r3gan --steps 400000
 
-All seeds of a system train at once. Left alone, every system trains for about five minutes on one core; the
-protocol's 400 epochs are 400,000 steps, and take hours there.
+All seeds of a system train at once, and every seed sees its own part of one shuffled stream of the data. Left
+alone, every system trains for about five minutes on one core; the protocol's 400 epochs are 400,000 steps,
+and take hours there.
 """
 
+import contextlib
 import dataclasses
-import functools
+import tempfile
 import time
 from pathlib import Path
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxgen import data, script, values
+import jaxgen
+from jaxgen import data, plot, script, shard, values
 from jaxgen.data import points
 from jaxgen.evaluation import modes
 from jaxgen.gan import gan, presets
+from jaxgen.run.seeds import Seeds
 from jaxgen.script import result
 
 NUM_POINTS = 2500
@@ -45,6 +48,8 @@ class Options:
     """Steps of the generator; by default what takes five seeds about five minutes on one core."""
     seed: int = 0
     """From which all seeds follow."""
+    run_dir: Path | None = None
+    """Where the trainings are kept, a folder for each system; the same command goes on from the last look."""
     results: Path = Path("experiments/results/modes")
     """Folder for the table and the picture."""
 
@@ -58,31 +63,47 @@ def main(options: Options) -> None:
     facts = {
         "data": options.data,
         "n": NUM_POINTS,
+        "seed": options.seed,
         "seeds": options.seeds,
         "floor": modes.mode_statistics(train[:NUM_POINTS]["x"], *centers_of(options.data)),
     }
     rows, pictures = {}, {}
-    for name in options.systems:
-        for row, samples in measure(options, name, train):
-            rows[name], pictures[name] = row, samples
-            save_samples(options.results / f"{stem}.png", pictures, train)
-            result.save(options.results / f"{stem}.json", {**facts, "systems": rows}, since)
+    with contextlib.ExitStack() as stack:
+        runs = options.run_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for name in options.systems:
+            for row, samples in measure(options, name, train, runs / name):
+                rows[name], pictures[name] = row, samples
+                save_samples(options.results / f"{stem}.png", pictures, train)
+                result.save(options.results / f"{stem}.json", {**facts, "systems": rows}, since)
     print("\n".join(table(options.data, rows)))
 
 
-def measure(options, name, train):
-    """What the seeds of one system reach, and their samples (seeds, N, 2), at every look."""
-    preset, since = presets.POINTS[name], time.perf_counter()
+def measure(options, name, train, run_dir):
+    """What the seeds of one system reach, and their samples (seeds, N, 2), at every look not yet passed."""
+    preset = presets.POINTS[name]
     steps = options.steps or preset.steps
     cfg = presets.decaying(preset.config, steps) if preset.decays else preset.config
-    keys = jax.random.split(jax.random.key(options.seed), options.seeds)
-    draw = jax.jit(jax.vmap(lambda key, state: gan.sample(key, state, NUM_POINTS, cfg)))
-    history = []
-    for step, states in training(cfg, train, preset.batch_size, keys, steps):
-        samples = np.asarray(draw(jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys), states))
+    several, key, history = Seeds(gan, options.seeds), jax.random.key(options.seed), []
+    draw = jax.jit(lambda key, state: several.sample_each(key, state, NUM_POINTS, cfg))
+    for until in sorted({max(1, steps * look // LOOKS) for look in range(1, LOOKS + 1)}):
+        state = jaxgen.fit(
+            several,
+            cfg,
+            train,
+            steps=until,
+            batch_size=options.seeds * preset.batch_size,
+            key=key,
+            run_dir=run_dir,
+            mesh=shard.mesh(1),
+            sample_every=0,
+        )
+        step = int(state.step)
+        if step > until:
+            continue  # an earlier command went beyond
+        samples = np.asarray(draw(jax.random.fold_in(key, 1), state))
         found = [modes.mode_statistics(x, *centers_of(train.name)) for x in samples]
         history.append({"step": step, **{metric: mean_and_error(found, metric) for metric in METRICS}})
-        minutes = (time.perf_counter() - since) / 60
+        minutes = result.training_minutes(run_dir)
         print(f"{name} on {train.name}, step {step} ({minutes:.1f} minutes):", words(history[-1]), flush=True)
         reached = {
             metric: {
@@ -100,28 +121,6 @@ def measure(options, name, train):
             "minutes": round(minutes, 1),
         }
         yield {**facts, **reached, "history": list(history), "config": json_config(cfg)}, samples
-
-
-def training(cfg, train, batch_size, keys, steps):
-    """(step, states) on the way; the states of all seeds are one State with a leading axis."""
-    shared = data.batches(train, batch_size, seed=0)
-    seeds = jax.vmap(jax.random.bits)(keys)
-
-    def one(state, seed, batches):
-        batch = dataclasses.replace(batches, seed=seed)(state.step)
-        return gan.train_step(state, batch, cfg)[0]
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def many(states, batches, count):
-        step = jax.vmap(functools.partial(one, batches=batches))
-        return jax.lax.fori_loop(0, count, lambda _, states: step(states, seeds), states)
-
-    states, done = jax.jit(jax.vmap(functools.partial(gan.init, cfg=cfg)))(keys), 0
-    for look in range(1, LOOKS + 1):
-        until = steps * look // LOOKS
-        if until > done:
-            states, done = many(states, shared, until - done), until
-            yield done, states
 
 
 def mean_and_error(found, metric):
@@ -161,19 +160,19 @@ def json_config(cfg):
 
 def save_samples(path, pictures, train):
     """Samples over data: a row a system, a column a seed."""
-    from matplotlib.figure import Figure
-
-    columns = len(next(iter(pictures.values())))
-    figure = Figure(figsize=(2.2 * columns, 2.3 * len(pictures)), layout="constrained")
-    axes = figure.subplots(len(pictures), columns, squeeze=False, sharex=True, sharey=True)
-    limit = 1.2 * float(jnp.abs(train[:NUM_POINTS]["x"]).max())
-    for row, (name, samples) in zip(axes, pictures.items(), strict=True):
-        row[0].set_ylabel(name)
-        for panel, x in zip(row, samples, strict=True):
-            panel.scatter(*train[:NUM_POINTS]["x"].T, s=2, color="0.8", linewidths=0)
-            panel.scatter(*x.T, s=2, alpha=0.4, color="C0", linewidths=0)
-            panel.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
-    figure.savefig(path, dpi=100)
+    points = np.asarray(train[:NUM_POINTS]["x"])
+    limit = 1.2 * float(np.abs(points).max())
+    panels = [
+        plot.Panel(
+            [plot.Curve(*points.T, style="C7."), plot.Curve(*x.T, style="C0.")],
+            y_label="" if seed else name,
+            limits=((-limit, limit), (-limit, limit)),
+            frame=False,
+        )
+        for name, samples in pictures.items()
+        for seed, x in enumerate(samples)
+    ]
+    plot.save_panels(path, panels, columns=len(next(iter(pictures.values()))), size=(2.2, 2.3))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ python experiments/studies/outliers.py --inside fashion_mnist --outside mnist --
 """
 
 import dataclasses
-import json
+import time
 from pathlib import Path
 
 import jax
@@ -17,6 +17,7 @@ from jaxgen import data, script, types
 from jaxgen.autoencoder import ae, vae
 from jaxgen.classical import gmm
 from jaxgen.evaluation import likelihood, outliers
+from jaxgen.script import result
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,9 @@ def scores(options, train):
     }
 
 
-def main(options):
+def main(options: Options) -> None:
+    """Print a line a score, and write them as JSON."""
+    since = time.perf_counter()
     part = f"test[:{options.limit}]"
     train, inside = (data.load(options.inside, split, options.data_dir) for split in ("train", part))
     foreign = data.load(options.outside, part, options.data_dir, image_size=train.shape[0])
@@ -91,9 +94,9 @@ def main(options):
     for name, values in table.items():
         print(f"{name:34}", ", ".join(f"{metric} {value:.3f}" for metric, value in values.items()))
     if options.results:
-        facts = {**dataclasses.asdict(options), "data_dir": None, "results": None}
-        options.results.parent.mkdir(parents=True, exist_ok=True)
-        options.results.write_text(json.dumps({"options": facts, "scores": table}, indent=2) + "\n")
+        names = ("inside", "outside", "steps", "batch_size", "num_latents", "num_samples", "limit", "seed")
+        facts = {name: getattr(options, name) for name in names}
+        result.save(options.results, {**facts, "scores": table}, since)
 
 
 if __name__ == "__main__":

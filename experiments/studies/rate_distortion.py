@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 import jaxgen
-from jaxgen import data, script, types
+from jaxgen import data, plot, script, types
 from jaxgen.autoencoder import ae
 from jaxgen.evaluation import denoise
 from jaxgen.latent import quantize
@@ -54,12 +54,12 @@ def autoencoder(options, train, num_latents):
 
 def principal_components(options, train, num_latents):
     """(encode, decode) of the projection on the directions of largest variance."""
-    x = train[:]["image"].reshape(len(train), -1)
-    mean = x.mean(0)
-    vectors = np.linalg.eigh(np.cov(x.T))[1][:, ::-1][:, :num_latents]
+    from sklearn.decomposition import PCA
+
+    pca = PCA(num_latents, random_state=options.seed).fit(train[:]["image"].reshape(len(train), -1))
     return (
-        lambda x: (x.reshape(len(x), -1) - mean) @ vectors,
-        lambda z: np.clip(mean + np.asarray(z) @ vectors.T, -1, 1).reshape(-1, *train.shape),
+        lambda x: pca.transform(x.reshape(len(x), -1)),
+        lambda z: np.clip(pca.inverse_transform(np.asarray(z)), -1, 1).reshape(-1, *train.shape),
     )
 
 
@@ -81,23 +81,19 @@ def measure(encode, decode, train, test, levels):
 
 
 def save_curves(path, rows):
-    """PSNR over rate: a curve a number of latents, models by colour; the dashes are without quantisation."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot(xscale="log", xlabel="bits a pixel", ylabel="PSNR, dB")
-    colors = {model: f"C{index}" for index, model in enumerate(dict.fromkeys(row["model"] for row in rows))}
-    for model, num_latents in dict.fromkeys((row["model"], row["num_latents"]) for row in rows):
-        *own, exact = [row for row in rows if (row["model"], row["num_latents"]) == (model, num_latents)]
-        rate, psnr = ([row[name] for row in own] for name in ("bits_per_pixel", "psnr"))
-        axes.plot(rate, psnr, marker="o", markersize=3, color=colors[model])
-        axes.plot(rate[-1:] + [rate[-1] * 1.3], [exact["psnr"]] * 2, "--", color=colors[model])
-        axes.annotate(f"{num_latents}", (rate[-1], psnr[-1]), fontsize=8)
-    for model, color in colors.items():
-        axes.plot([], [], color=color, label=model)
-    axes.legend(title="label: latents")
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
+    """PSNR over rate, a panel a model: a curve a number of latents, and what each reaches unquantised."""
+    panels = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        curves, levels = [], {}
+        for num_latents in dict.fromkeys(row["num_latents"] for row in rows):
+            *own, exact = [row for row in rows if (row["model"], row["num_latents"]) == (model, num_latents)]
+            rate, psnr = ([row[name] for row in own] for name in ("bits_per_pixel", "psnr"))
+            curves.append(plot.Curve(rate, psnr, f"{num_latents} latents"))
+            levels[f"{num_latents}, not quantised"] = exact["psnr"]
+        panels.append(plot.Panel(curves, model, "bits a pixel", "PSNR, dB", levels, log="x"))
+    lowest, highest = (bound(row["psnr"] for row in rows) for bound in (min, max))
+    limits = None, (lowest - 0.5, highest + 0.5)
+    plot.save_panels(path, [panel._replace(limits=limits) for panel in panels], size=(6, 4.5))
 
 
 def main(options: Options) -> None:
@@ -113,7 +109,7 @@ def main(options: Options) -> None:
                 print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     options.results.mkdir(parents=True, exist_ok=True)
     save_curves(options.results / f"{options.data}.png", rows)
-    facts = {"data": options.data, "n": len(test), "rows": rows}
+    facts = {"data": options.data, "n": len(test), "seed": options.seed, "rows": rows}
     result.save(options.results / f"{options.data}.json", facts, since)
 
 

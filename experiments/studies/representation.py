@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 
 import jaxgen
-from jaxgen import data, script
+from jaxgen import data, plot, script
 from jaxgen.evaluation import probe
 from jaxgen.gan import gan
 from jaxgen.run import directory
@@ -118,18 +118,14 @@ def accuracies(train_features, train_labels, test_features, test_labels, counts,
 
 def save_curves(path, rows):
     """Accuracy over labels, a curve for each kind of features."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.5, 4.5), layout="constrained")
-    axes = figure.add_subplot(xscale="log", xlabel="labels", ylabel="accuracy on the test split")
+    curves = []
     for name in dict.fromkeys(row["features"] for row in rows):
         own = [row for row in rows if row["features"] == name]
         labels, accuracy = ([row[key] for row in own] for key in ("labels", "accuracy"))
         errors = [row["standard_error"] or 0.0 for row in own]
-        axes.errorbar(labels, accuracy, errors, marker="o", markersize=4, capsize=3, label=name)
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
+        curves.append(plot.Curve(labels, accuracy, name, error=errors))
+    panel = plot.Panel(curves, x_label="labels", y_label="accuracy on the test split", log="x")
+    plot.save_panels(path, [panel], size=(6.5, 4.5))
 
 
 def main(options: Options) -> None:

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-from jaxgen import script
-from jaxgen.classical import hmm
+from jaxgen import plot, script
+from jaxgen.classical import emissions, hmm
 from jaxgen.script import result
 
 NUM_ANGLES = 16
@@ -114,20 +114,19 @@ def naive_bayes(x: np.ndarray, labels: np.ndarray, test: np.ndarray, num_classes
 
 def save_traces(path: Path, rows: dict[str, list[np.ndarray]]) -> None:
     """Rows of traces (positions, 2) with their names; a dot where the pen is set down."""
-    from matplotlib.figure import Figure
-
-    columns = len(next(iter(rows.values())))
-    figure = Figure(figsize=(columns, 1.15 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for (name, traces), line in zip(rows.items(), axes, strict=True):
-        line[0].set_ylabel(name, fontsize=7)
-        for panel, positions in zip(line, traces, strict=True):
-            panel.plot(*positions.T, color="black", linewidth=2, solid_capstyle="round")
-            panel.plot(*positions[0], "o", color="C3", markersize=3)
+    panels = []
+    for name, traces in rows.items():
+        for index, positions in enumerate(traces):
             middle, half = positions.min(0) / 2 + positions.max(0) / 2, 0.6 * np.ptp(positions, axis=0).max()
-            panel.set(xlim=middle[0] + half * np.array([-1, 1]), ylim=middle[1] + half * np.array([-1, 1]))
-            panel.set(aspect="equal", xticks=[], yticks=[])
-    figure.savefig(path, dpi=100)
+            panels.append(
+                plot.Panel(
+                    [plot.Curve(*positions.T, style="k-"), plot.Curve(*positions[0], style="C3o")],
+                    y_label="" if index else name,
+                    limits=tuple((float(at - half), float(at + half)) for at in middle),
+                    frame=False,
+                )
+            )
+    plot.save_panels(path, panels, columns=len(next(iter(rows.values()))), size=(1.0, 1.15))
 
 
 def main(options: Options) -> None:
@@ -147,7 +146,7 @@ def main(options: Options) -> None:
     cfg = hmm.Config(
         shape=(options.num_moves + 1,),
         num_states=options.num_states + 1,
-        num_symbols=NUM_ANGLES + 1,
+        emission=emissions.Symbols(NUM_ANGLES + 1),
         left_to_right=True,
         max_steps=options.num_steps,
         tolerance=-np.inf,
@@ -172,7 +171,7 @@ def main(options: Options) -> None:
         options.results / "twos.png",
         {
             "real": points[order][real],
-            "real, 16 angles": trace(x[real]),
+            "16 angles": trace(x[real]),
             "written": written[2][:12],
             "written ": written[2][12:],
         },

@@ -145,7 +145,7 @@ def measure(options: Options, corpus: Corpus) -> tuple[dict[str, dict[str, Any]]
         num_topics=options.num_topics,
         mixture_prior=options.mixture_prior,
         word_prior=options.word_prior,
-        num_documents=train.shape[0],
+        online=lda.Online(train.shape[0]),
         max_steps=options.passes,
         tolerance=0.0,
     )
@@ -272,6 +272,7 @@ def main(options: Options) -> None:
     facts = {
         "data": name,
         "n": int(corpus.held_out.sum()),
+        "seed": options.seed,
         "models": rows,
     }
     result.save(options.results / f"{name}.json", facts, since, words)

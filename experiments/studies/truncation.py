@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 
 import jaxgen
-from jaxgen import data, script
+from jaxgen import data, plot, script
 from jaxgen.evaluation import features, frechet, prdc, samples
 from jaxgen.gan import gan
 from jaxgen.run import directory
@@ -69,36 +69,44 @@ def measure(real, fake):
 
 def save_curves(path, rows, floor):
     """Precision and recall over psi, one over the other, and the Frechet distance; dashes are the floor's."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
-    over, against, distance = figure.subplots(1, 3)
     *limited, whole = rows
     limits = [row["limit"] for row in limited]
-    for panel, names in ((over, ("precision", "recall")), (distance, ("frechet",))):
-        for index, name in enumerate(names):
-            panel.plot(limits, [row[name] for row in limited], marker="o", markersize=4, label=name)
-            panel.axhline(whole[name], color=f"C{index}", linewidth=1, linestyle=":")
-            panel.axhline(floor[name], color=f"C{index}", linewidth=1, linestyle="--")
-        panel.plot([], [], ":", color="0.4", label="no limit")
-        panel.plot([], [], "--", color="0.4", label="training images")
-        panel.set(xlabel="psi")
-        panel.legend()
-    over.set(ylabel="precision, recall", ylim=(0, 1))
-    distance.set(ylabel="Frechet distance", yscale="log")
-    against.plot(*([row[name] for row in rows] for name in ("recall", "precision")), marker="o", markersize=4)
-    for row in rows:
-        label = "no limit" if row["limit"] is None else f"{row['limit']:g}"
-        place = row["recall"], row["precision"]
+
+    def over_limits(*names):
+        curves = [
+            plot.Curve(limits, [row[name] for row in limited], name, f"C{index}o-")
+            for index, name in enumerate(names)
+        ]
+        ends = limits[0], limits[-1]
+        curves += [
+            plot.Curve(ends, (whole[name],) * 2, f"{name}, no limit", f"C{index}:")
+            for index, name in enumerate(names)
+        ]
+        return plot.Panel(curves, x_label="psi", levels={f"{name}, training": floor[name] for name in names})
+
+    recall, precision = ([row[name] for row in rows] for name in ("recall", "precision"))
+    texts = [
         # Where points crowd, only the last of them has room for its label.
-        if row is whole or all(abs(place[0] - other["recall"]) > 0.05 for other in rows if other is not row):
-            against.annotate(label, place, (-6, 6), textcoords="offset points", fontsize=8)
-    against.plot(floor["recall"], floor["precision"], "k*", label="training images")
-    against.set(xlabel="recall", ylabel="precision", title="labels: psi", xlim=(0, 1.1), ylim=(0, 1.1))
-    against.legend()
-    for panel in (over, against, distance):
-        panel.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
+        f"{row['limit'] or 'no limit'}"
+        if row is whole
+        or all(abs(row["recall"] - other["recall"]) > 0.05 for other in rows if other is not row)
+        else ""
+        for row in rows
+    ]
+    training = plot.Curve(floor["recall"], floor["precision"], "training images", "k*")
+    against = plot.Panel(
+        [plot.Curve(recall, precision, names=texts), training],
+        "labels: psi",
+        "recall",
+        "precision",
+        limits=((0, 1.1), (0, 1.1)),
+    )
+    panels = [
+        over_limits("precision", "recall")._replace(y_label="precision, recall", limits=(None, (0, 1))),
+        against,
+        over_limits("frechet")._replace(y_label="Frechet distance", log="y"),
+    ]
+    plot.save_panels(path, panels, size=(4.2, 3.8))
 
 
 def main(options: Options) -> None:

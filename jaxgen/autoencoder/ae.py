@@ -16,7 +16,6 @@ logistic function, a linear output, codes without noise.
 """
 
 import dataclasses
-import math
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -25,8 +24,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxgen import distributions
-from jaxgen.nn import conv
+from jaxgen import distributions, values
+from jaxgen.autoencoder.corruptions import Corruption, GaussianNoise, Masking, SaltAndPepper
+from jaxgen.autoencoder.networks import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder, with_first_bias
 from jaxgen.types import Batch, Metrics, observed
 
 
@@ -39,84 +39,20 @@ class Config:
     """Shape of one example."""
     num_latents: int = 16
     """Dimensions of z."""
-    network: Literal["mlp", "conv"] = "mlp"
-    """Fully connected, or strided convolutions, each of which halves height and width."""
-    hidden: tuple[int, ...] = (256, 256)
-    """Widths of the encoder's layers (mlp; none make it linear) or its channels (conv); the decoder mirrors
-    them."""
+    encoder: DenseEncoder | ConvEncoder | nn.Module = DenseEncoder()
+    """Network that takes x (B, *shape) and gives codes (B, num_latents)."""
+    decoder: DenseDecoder | ConvDecoder | nn.Module = DenseDecoder()
+    """Network that takes codes (B, num_latents) and gives data (B, *shape)."""
     reconstruction: Literal["l2", "l1"] = "l2"
     """Squares or absolute values of the error, summed over an example."""
-    noise: Literal["none", "gaussian", "masking", "salt_and_pepper"] = "none"
-    """Corruption of the encoder's input in training; anything but none makes it a denoising autoencoder."""
-    noise_level: float = 0.3
-    """Standard deviation of Gaussian noise, or the fraction of entries the other kinds hit."""
-    mask_value: float = -1.0
-    """What masked entries become: -1 is black."""
-    learning_rate: float = 1e-3
-    """Adam's step size."""
+    corruption: GaussianNoise | Masking | SaltAndPepper | Corruption | None = None
+    """Corruption of the encoder's input in training; with one this is a denoising autoencoder."""
     decay: float = 0.99
-    """Of the mean and covariance of the codes, from one step to the next."""
+    """Decay of the mean and covariance of the codes, from one step to the next."""
+    optimizer: values.Optimizer = values.Adam(1e-3)
+    """Optimizer of both networks."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype of the networks; parameters, errors and moments stay float32."""
-    encoder: nn.Module | None = None
-    """Your own network: (B, *shape) -> (B, num_latents)."""
-    decoder: nn.Module | None = None
-    """Your own network: (B, num_latents) -> (B, *shape)."""
-    optimizer: optax.GradientTransformation | None = None
-    """Your own optimizer, in place of Adam."""
-
-
-class DenseEncoder(nn.Module):
-    """(B, *shape) -> codes (B, num_latents)."""
-
-    cfg: Config
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        x = x.reshape(x.shape[0], -1)
-        for width in self.cfg.hidden:
-            x = nn.relu(_dense(width, self.cfg)(x))
-        return _dense(self.cfg.num_latents, self.cfg)(x)
-
-
-class DenseDecoder(nn.Module):
-    """(B, num_latents) -> (B, *shape)."""
-
-    cfg: Config
-
-    @nn.compact
-    def __call__(self, z: Array) -> Array:
-        for width in reversed(self.cfg.hidden):
-            z = nn.relu(_dense(width, self.cfg)(z))
-        return _dense(math.prod(self.cfg.shape), self.cfg, name="out")(z).reshape(-1, *self.cfg.shape)
-
-
-class ConvEncoder(nn.Module):
-    """As `DenseEncoder`, with 4x4 convolutions of stride 2."""
-
-    cfg: Config
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        for channels in self.cfg.hidden:
-            x = conv.Conv(channels, (4, 4), (2, 2), padding=((1, 1), (1, 1)), dtype=self.cfg.dtype)(x)
-            x = nn.relu(x)
-        return _dense(self.cfg.num_latents, self.cfg)(x.reshape(x.shape[0], -1))
-
-
-class ConvDecoder(nn.Module):
-    """As `DenseDecoder`, with 4x4 transposed convolutions of stride 2."""
-
-    cfg: Config
-
-    @nn.compact
-    def __call__(self, z: Array) -> Array:
-        *widths, last = self.cfg.hidden
-        height, width = halved(self.cfg.shape, len(self.cfg.hidden))
-        x = nn.relu(_dense(height * width * last, self.cfg)(z)).reshape(-1, height, width, last)
-        for channels in reversed(widths):
-            x = nn.relu(conv.ConvTranspose(channels, (4, 4), (2, 2), dtype=self.cfg.dtype)(x))
-        return conv.ConvTranspose(self.cfg.shape[2], (4, 4), (2, 2), dtype=self.cfg.dtype, name="out")(x)
 
 
 class Moments(NamedTuple):
@@ -136,27 +72,21 @@ class State(NamedTuple):
     codes: Moments
 
 
-def optimizer(cfg: Config) -> optax.GradientTransformation:
-    """The config's own optimizer, or Adam."""
-    return optax.adam(cfg.learning_rate) if cfg.optimizer is None else cfg.optimizer
-
-
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
-    """A fresh state; `batch`, if given, sets the output bias to the batch's mean.
+    """A fresh state; `batch`, if given, sets the output bias of our decoders to the batch's mean.
 
-    Raises ValueError for a shape the convolutional networks cannot halve as often as they must.
+    Raises ValueError for a shape that the convolutional networks cannot take.
     """
     encoder_key, decoder_key, step_key = jax.random.split(key, 3)
-    encoder, decoder = _networks(cfg)
     params = {
-        "encoder": encoder.init(encoder_key, jnp.zeros((1, *cfg.shape))).get("params", {}),
-        "decoder": decoder.init(decoder_key, jnp.zeros((1, cfg.num_latents))).get("params", {}),
+        "encoder": _encoder(cfg).init(encoder_key, jnp.zeros((1, *cfg.shape))).get("params", {}),
+        "decoder": _decoder(cfg).init(decoder_key, jnp.zeros((1, cfg.num_latents))).get("params", {}),
     }
-    if batch is not None and cfg.decoder is None:
-        x, bias = observed(batch), params["decoder"]["out"]["bias"]
-        params["decoder"]["out"]["bias"] = x.reshape(-1, bias.size).mean(0)
+    if batch is not None:
+        params["decoder"] = with_first_bias(params["decoder"], observed(batch), lambda mean: mean)
     codes = Moments(jnp.zeros(cfg.num_latents), jnp.eye(cfg.num_latents))
-    return State(jnp.zeros((), jnp.int32), step_key, params, optimizer(cfg).init(params), codes)
+    opt_state = values.gradient_transformation(cfg.optimizer).init(params)
+    return State(jnp.zeros((), jnp.int32), step_key, params, opt_state, codes)
 
 
 def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Metrics]:
@@ -169,7 +99,8 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     """One step on `batch["image"]` or `batch["x"]`, (B, *shape)."""
     key = jax.random.fold_in(state.key, state.step)
     grads, (metrics, z) = jax.grad(_objective, has_aux=True)(state.params, batch, key, cfg)
-    updates, opt_state = optimizer(cfg).update(grads, state.opt_state, state.params)
+    optimizer = values.gradient_transformation(cfg.optimizer)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     codes = update_moments(state.codes, z, jnp.minimum(cfg.decay, state.step / (state.step + 1)))
     return State(state.step + 1, state.key, params, opt_state, codes), metrics
@@ -194,6 +125,16 @@ def decode(state: State, z: Array, cfg: Config) -> Array:
     return _decode(state.params, z, cfg)
 
 
+def to_codes(state: State, x: Array, cfg: Config) -> Array:
+    """Real-valued codes of data x (B, *shape), (B, num_latents)."""
+    return encode(state, x, cfg)
+
+
+def from_codes(state: State, codes: Array, cfg: Config) -> Array:
+    """Data of codes as `to_codes` gives them, (B, *shape)."""
+    return decode(state, codes, cfg)
+
+
 def reconstruct(state: State, x: Array, cfg: Config) -> Array:
     """x encoded and decoded, (B, *shape): denoised, if the model was trained to and x is noisy."""
     return decode(state, encode(state, x, cfg), cfg)
@@ -202,19 +143,6 @@ def reconstruct(state: State, x: Array, cfg: Config) -> Array:
 def score(state: State, x: Array, cfg: Config) -> Array:
     """Minus the error of reconstructing x, summed over its entries, (B,): higher is more typical."""
     return -_error(reconstruct(state, x, cfg), x, cfg)
-
-
-def corrupt(key: Array, x: Array, cfg: Config) -> Array:
-    """x (B, *shape) as the encoder sees it in training: a fresh draw of the noise for every entry."""
-    if cfg.noise == "none":
-        return x
-    if cfg.noise == "gaussian":
-        return x + cfg.noise_level * jax.random.normal(key, x.shape)
-    uniform = jax.random.uniform(key, x.shape)
-    if cfg.noise == "masking":
-        return jnp.where(uniform < cfg.noise_level, cfg.mask_value, x)
-    extreme = jnp.where(uniform < cfg.noise_level / 2, -1.0, 1.0)
-    return jnp.where(uniform < cfg.noise_level, extreme, x)
 
 
 def update_moments(moments: Moments, z: Array, decay: Array | float) -> Moments:
@@ -228,26 +156,9 @@ def update_moments(moments: Moments, z: Array, decay: Array | float) -> Moments:
     return Moments(moments.mean + (1 - decay) * shift, covariance)
 
 
-def halved(shape: tuple[int, ...], times: int) -> tuple[int, int]:
-    """Height and width of (height, width, channels) after `times` convolutions of stride 2.
-
-    Raises ValueError, naming sizes that would do, where transposed convolutions could not give them back.
-    """
-    scale = 2**times
-    if times < 1:
-        raise ValueError("convolutional networks need at least one entry in `hidden`")
-    if len(shape) != 3 or any(size % scale or not size for size in shape[:2]):
-        fitting = [max(1, round(size / scale)) * scale for size in shape[:2]]
-        raise ValueError(
-            f"{times} convolutions of stride 2 need (height, width, channels) with height and width divisible"
-            f" by {scale}, got {shape}: {fitting} would fit, or fewer entries in `hidden`"
-        )
-    return shape[0] // scale, shape[1] // scale
-
-
 def _objective(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, tuple[Metrics, Array]]:
     x = observed(batch)
-    z = _encode(params, corrupt(key, x, cfg), cfg)
+    z = _encode(params, x if cfg.corruption is None else cfg.corruption(key, x), cfg)
     output = _decode(params, z, cfg)
     value = _error(output, x, cfg).mean()
     return value, ({"loss": value, "mse": ((output - x) ** 2).mean()}, z)
@@ -259,19 +170,16 @@ def _error(output: Array, x: Array, cfg: Config) -> Array:
 
 
 def _encode(params: Any, x: Array, cfg: Config) -> Array:
-    return jnp.float32(_networks(cfg)[0].apply({"params": params["encoder"]}, x))
+    return jnp.float32(_encoder(cfg).apply({"params": params["encoder"]}, x))  # type: ignore[arg-type]
 
 
 def _decode(params: Any, z: Array, cfg: Config) -> Array:
-    return jnp.float32(_networks(cfg)[1].apply({"params": params["decoder"]}, z))
+    return jnp.float32(_decoder(cfg).apply({"params": params["decoder"]}, z))  # type: ignore[arg-type]
 
 
-def _networks(cfg: Config) -> tuple[nn.Module, nn.Module]:
-    if cfg.network == "conv" and (cfg.encoder is None or cfg.decoder is None):
-        halved(cfg.shape, len(cfg.hidden))
-    encoder, decoder = (ConvEncoder, ConvDecoder) if cfg.network == "conv" else (DenseEncoder, DenseDecoder)
-    return cfg.encoder or encoder(cfg), cfg.decoder or decoder(cfg)
+def _encoder(cfg: Config) -> nn.Module:
+    return values.filled(cfg.encoder, num_outputs=cfg.num_latents, dtype=cfg.dtype)
 
 
-def _dense(width: int, cfg: Config, name: str | None = None) -> nn.Dense:
-    return nn.Dense(width, dtype=cfg.dtype, kernel_init=nn.initializers.glorot_uniform(), name=name)
+def _decoder(cfg: Config) -> nn.Module:
+    return values.filled(cfg.decoder, shape=cfg.shape, dtype=cfg.dtype)

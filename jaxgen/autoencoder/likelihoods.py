@@ -1,115 +1,219 @@
-"""What a decoder's output can mean: distributions of the data as tuples of arrays, batch first."""
+"""Likelihoods p(x | z) of a VAE: what the decoder's output means.
 
-from typing import Any, NamedTuple
+A likelihood of one's own is a frozen dataclass that derives from `Likelihood`.
+"""
+
+import dataclasses
+import math
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxgen import distributions
-
-PIXEL_STEP = 2 / 255
-"""Distance of neighbouring 8-bit levels on [-1, 1]."""
+from jaxgen.values import Value
 
 
-class Bernoulli(NamedTuple):
-    """Independent bits, written -1 and 1."""
+class Likelihood(Value):
+    """A distribution of x (B, *shape) given the decoder's output (B, *shape[:-1], num_outputs).
 
-    logits: Array  # (B, *shape)
+    `params` are what `init` gives, parameters of the likelihood itself that are trained with the networks.
+    Its fields `shape` and `levels` are filled in from the Config where they are None.
+    """
 
-    def log_prob(self, x: Array) -> Array:
-        """log p(x), (B,)."""
-        return distributions.bernoulli_log_prob((x + 1) / 2, self.logits)
+    measure: str
+    """What `log_prob` is of: "density", "levels", "bits", "counts" or "symbols"."""
 
-    def mean(self) -> Array:
-        """E[x] on [-1, 1], (B, *shape)."""
-        return 2 * jax.nn.sigmoid(self.logits) - 1
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError for a shape of data that the likelihood cannot take."""
 
-    def sample(self, key: Array) -> Array:
-        """A draw, (B, *shape)."""
-        return 2.0 * distributions.bernoulli(key, jax.nn.sigmoid(self.logits)) - 1
+    def num_outputs(self, num_channels: int) -> int:
+        """Numbers that the decoder gives for a position of the data, which has num_channels."""
+        return num_channels
 
+    def init(self) -> dict[str, Array]:
+        """Parameters of the likelihood itself, before training."""
+        return {}
 
-class Gaussian(NamedTuple):
-    """Independent real numbers."""
+    def first_bias(self, mean: Array) -> Array:
+        """The output (..., num_outputs) at which an undecided decoder starts, by the mean of x (..., C)."""
+        return mean
 
-    location: Array  # (B, *shape)
-    log_variance: Array  # (B, *shape) or ()
-
-    def log_prob(self, x: Array) -> Array:
-        """log p(x), (B,)."""
-        return distributions.normal_log_prob(x, self.location, self.log_variance)
-
-    def mean(self) -> Array:
-        """E[x], (B, *shape)."""
-        return self.location
-
-    def sample(self, key: Array) -> Array:
-        """A draw, (B, *shape)."""
-        noise = jax.random.normal(key, self.location.shape)
-        return self.location + jnp.exp(0.5 * self.log_variance) * noise
-
-
-class LogisticMixture(NamedTuple):
-    """8-bit pixels of one or three channels under a discretised mixture of logistics."""
-
-    parameters: Array  # (B, height, width, 3 or 10 times the components)
-    num_channels: int
-
-    def log_prob(self, x: Array) -> Array:
-        """log P(x), (B,)."""
-        return distributions.discretized_logistic_mixture_log_prob(x, self.parameters)
-
-    def mean(self) -> Array:
-        """E[x] to within half a level, (B, height, width, channels)."""
-        return distributions.discretized_logistic_mixture_mean(self.parameters, self.num_channels)
-
-    def sample(self, key: Array) -> Array:
-        """A draw, (B, height, width, channels)."""
-        return distributions.discretized_logistic_mixture_sample(key, self.parameters, self.num_channels)
-
-
-Likelihood = Bernoulli | Gaussian | LogisticMixture
-
-
-def spread_mixture(num_components: int, num_channels: int) -> Array:
-    """Parameters of a mixture whose components lie evenly over [-1, 1], to start from."""
-    ones = jnp.ones(num_components)
-    means = [jnp.linspace(-1.0, 1.0, num_components)] * num_channels
-    coefficients = [0 * ones] * num_channels * (num_channels > 1)
-    return jnp.concatenate([0 * ones, *means, *[-2 * ones] * num_channels, *coefficients])
-
-
-def targets(key: Array, x: Array, cfg: Any) -> Array:
-    """What the density is of: bits written -1 and 1, or pixels, spread over their level if it is Gaussian."""
-    if cfg.likelihood == "logistic_mixture":
+    def targets(self, key: Array, x: Array) -> Array:
+        """What the likelihood is of, given data x."""
         return x
-    if cfg.likelihood == "gaussian":
-        noise = PIXEL_STEP * (jax.random.uniform(key, x.shape) - 0.5)
-        return x + noise if cfg.dequantize else x
-    if cfg.binarisation == "threshold":
-        return jnp.where(x > 0, 1.0, -1.0)
-    if cfg.binarisation == "static":
-        return jnp.where(_static_bits(x), 1.0, -1.0)
-    return jnp.where(distributions.bernoulli(key, (x + 1) / 2), 1.0, -1.0)
+
+    def training_targets(self, key: Array, x: Array) -> Array:
+        """What the likelihood is of in training."""
+        return self.targets(key, x)
+
+    def inputs(self, x: Array) -> Array:
+        """What the encoder is given of data or targets x."""
+        return x
+
+    def log_prob(self, params: Any, output: Array, x: Array) -> Array:
+        """log p(x | z) of targets x, (B,)."""
+        raise NotImplementedError
+
+    def mean(self, params: Any, output: Array) -> Array:
+        """E[x | z], (B, *shape)."""
+        raise NotImplementedError
+
+    def sample(self, key: Array, params: Any, output: Array) -> Array:
+        """A draw of x given z, (B, *shape)."""
+        raise NotImplementedError
 
 
-def first_bias(x: Array, cfg: Any) -> Array:
-    """The output bias at which an undecided decoder predicts the mean of x, or, a mixture, any level."""
-    mean = x.mean(0) if cfg.network == "mlp" else x.mean((0, 1, 2))
-    if cfg.likelihood == "bernoulli":
+@dataclasses.dataclass(frozen=True)
+class Bernoulli(Likelihood):
+    """Independent bits, written -1 and 1; the output is their logits.
+
+    Bits drawn once for each picture come from data that `data.transforms.binarised` has drawn.
+    """
+
+    binarisation: Literal["dynamic", "threshold"] = "dynamic"
+    """Draw the bits from the grey values afresh at every presentation, or cut the grey values at 1/2."""
+
+    measure = "bits"
+
+    def first_bias(self, mean: Array) -> Array:
+        """The logits of the mean grey value, kept in [0.01, 0.99]."""
         mean = jnp.clip((mean + 1) / 2, 0.01, 0.99)
         return jnp.log(mean) - jnp.log1p(-mean)
-    if cfg.likelihood == "logistic_mixture":
-        spread = spread_mixture(cfg.num_components, cfg.shape[-1])
+
+    def targets(self, key: Array, x: Array) -> Array:
+        """Bits of grey values x on [-1, 1]."""
+        one = x > 0 if self.binarisation == "threshold" else distributions.bernoulli(key, (x + 1) / 2)
+        return jnp.where(one, 1.0, -1.0)
+
+    def inputs(self, x: Array) -> Array:
+        """x on [0, 1]: black is 0, for a large constant input slows the first layer down by nats."""
+        return (x + 1) / 2
+
+    def log_prob(self, params: Any, output: Array, x: Array) -> Array:
+        """log P(x | z) of bits, (B,)."""
+        return distributions.bernoulli_log_prob((x + 1) / 2, output)
+
+    def mean(self, params: Any, output: Array) -> Array:
+        """E[x | z] on [-1, 1]."""
+        return 2 * jax.nn.sigmoid(output) - 1
+
+    def sample(self, key: Array, params: Any, output: Array) -> Array:
+        """Bits, -1 and 1."""
+        return 2.0 * distributions.bernoulli(key, jax.nn.sigmoid(output)) - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian(Likelihood):
+    """Independent real numbers; the output is their means, with predicted noise also their log-variances."""
+
+    noise: Literal["fixed", "learned", "predicted"] = "fixed"
+    """The standard deviation is given, learned for all dimensions together, or decoded for each one."""
+    std: float = 0.1
+    """Standard deviation of p(x | z), or where it starts."""
+    dequantize: bool = True
+    """Add uniform noise as wide as the distance of two levels in training, if the data have levels."""
+    levels: int | None = None
+    """Values that a pixel of the data has, 0 for real numbers; filled in from the Config."""
+
+    measure = "density"
+
+    def num_outputs(self, num_channels: int) -> int:
+        """One number for each channel, with predicted noise two."""
+        return num_channels * (2 if self.noise == "predicted" else 1)
+
+    def init(self) -> dict[str, Array]:
+        """The logarithm of the standard deviation, where it is learned."""
+        return {"log_std": jnp.log(jnp.float32(self.std))} if self.noise == "learned" else {}
+
+    def first_bias(self, mean: Array) -> Array:
+        """The mean of the data, and the variance that `std` has."""
+        return jnp.concatenate([mean, 0 * mean], -1) if self.noise == "predicted" else mean
+
+    def training_targets(self, key: Array, x: Array) -> Array:
+        """Levels spread over the distance to the next ones, so that no density of them is unbounded."""
+        if not (self.dequantize and self.levels):
+            return x
+        return x + 2 / (self.levels - 1) * (jax.random.uniform(key, x.shape) - 0.5)
+
+    def log_prob(self, params: Any, output: Array, x: Array) -> Array:
+        """log p(x | z), a density, (B,)."""
+        return distributions.normal_log_prob(x, *self._moments(params, output))
+
+    def mean(self, params: Any, output: Array) -> Array:
+        """E[x | z]."""
+        return self._moments(params, output)[0]
+
+    def sample(self, key: Array, params: Any, output: Array) -> Array:
+        """Real numbers."""
+        mean, log_variance = self._moments(params, output)
+        return mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
+
+    def _moments(self, params: Any, output: Array) -> tuple[Array, Array]:
+        """Mean and log-variance, the latter of the mean's shape or ()."""
+        if self.noise == "predicted":
+            mean, log_variance = jnp.split(output, 2, -1)
+            return mean, jnp.clip(log_variance + 2 * math.log(self.std), -10.0, 10.0)
+        log_std = params["log_std"] if self.noise == "learned" else math.log(self.std)
+        return output, jnp.float32(2 * log_std)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogisticMixture(Likelihood):
+    """Levels of pixels of one or three channels, under a mixture of logistics integrated over each level.
+
+    The output are the parameters that `distributions.discretized_logistic_mixture_log_prob` takes.
+    """
+
+    num_components: int = 10
+    """Logistics in the mixture of a pixel."""
+    shape: tuple[int, ...] | None = None
+    """Shape of an example; filled in from the Config."""
+    levels: int | None = None
+    """Values that a pixel of the data has; filled in from the Config."""
+
+    measure = "levels"
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError for what is no image of one or three channels, or has no levels."""
+        if len(shape) != 3 or shape[2] not in (1, 3):
+            raise ValueError(
+                f"a mixture of logistics is for images of 1 or 3 channels, got {shape}: try Gaussian"
+            )
+        if not self.levels or self.levels < 2:
+            raise ValueError(
+                "a mixture of logistics is for pixels with levels, not for real numbers: try Gaussian"
+            )
+
+    def num_outputs(self, num_channels: int) -> int:
+        """The parameters of the mixture of a pixel."""
+        return self.num_components * (3 if num_channels == 1 else 10)
+
+    def first_bias(self, mean: Array) -> Array:
+        """A mixture whose components lie evenly over [-1, 1]."""
+        num_channels, ones = mean.shape[-1], jnp.ones(self.num_components)
+        means = [jnp.linspace(-1.0, 1.0, self.num_components)] * num_channels
+        coefficients = [0 * ones] * num_channels * (num_channels > 1)
+        spread = jnp.concatenate([0 * ones, *means, *[-2 * ones] * num_channels, *coefficients])
         return jnp.broadcast_to(spread, (*mean.shape[:-1], spread.size))
-    return jnp.concatenate([mean, 0 * mean], -1) if cfg.noise == "predicted" else mean
 
+    def targets(self, key: Array, x: Array) -> Array:
+        """x at the nearest of the levels spread evenly over [-1, 1]; 17 levels in 8 bits lie beside them."""
+        half = ((self.levels or 256) - 1) / 2
+        return jnp.round((x + 1) * half) / half - 1
 
-def _static_bits(x: Array) -> Array:
-    """Bits with the grey values as probabilities, drawn by a key that is a hash of the picture."""
-    levels = jnp.round((x + 1) * 127.5).astype(jnp.uint32).reshape(x.shape[0], -1)
-    key = jax.random.key(0)
-    multipliers = jax.random.bits(key, levels.shape[1:]) | 1
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, (levels * multipliers).sum(-1))
-    return jax.vmap(lambda key, p: distributions.bernoulli(key, p[None])[0])(keys, (x + 1) / 2)
+    def log_prob(self, params: Any, output: Array, x: Array) -> Array:
+        """log P(x | z) of levels, (B,)."""
+        return distributions.discretized_logistic_mixture_log_prob(x, output, self.levels or 256)
+
+    def mean(self, params: Any, output: Array) -> Array:
+        """E[x | z] to within half a level."""
+        return distributions.discretized_logistic_mixture_mean(output, (self.shape or (1,))[-1])
+
+    def sample(self, key: Array, params: Any, output: Array) -> Array:
+        """Levels."""
+        num_channels = (self.shape or (1,))[-1]
+        return distributions.discretized_logistic_mixture_sample(
+            key, output, num_channels, self.levels or 256
+        )

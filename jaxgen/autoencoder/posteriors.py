@@ -1,118 +1,193 @@
-"""What an encoder can propose for the latents: distributions as tuples of arrays, batch first.
+"""Posteriors q(z | x) of a VAE: what the encoder's output means, and the prior p(z) that belongs to it.
 
-Of each kind, the one whose arrays are all zero is the prior: N(0, I), its exponential, uniform categories.
+A posterior of one's own is a frozen dataclass that derives from `Posterior`.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxgen import distributions
+from jaxgen.values import Value
 
 
-class Gaussian(NamedTuple):
-    """Independent z ~ N(mean, exp(log_variance))."""
+class Posterior(Value):
+    """A kind of distributions of z (B, num_latents, ...).
 
-    mean: Array  # (B, num_latents)
-    log_variance: Array
+    Each is told by `q`, a tree of arrays whose first axis is that of the batch. The prior is the one whose
+    encoder gives zeros, unless `prior` says otherwise.
+    """
 
-    def sample(self, key: Array) -> Array:
-        """A draw z, (B, num_latents), differentiable in mean and log-variance."""
-        return self.mean + jnp.exp(0.5 * self.log_variance) * jax.random.normal(key, self.mean.shape)
+    reparameterised: bool = True
+    """Whether `draw` has a density, `log_prob`, that objectives may weigh it by."""
+    exact: bool = True
+    """Whether `draw` is a draw of q, so that the ELBO of training is a bound."""
 
-    def log_prob(self, z: Array) -> Array:
+    def num_outputs(self, num_latents: int) -> int:
+        """Numbers that the encoder gives for an example."""
+        raise NotImplementedError
+
+    def read(self, output: Any, num_latents: int) -> Any:
+        """q of an encoder's output (B, num_outputs)."""
+        raise NotImplementedError
+
+    def prior(self, n: int, num_latents: int) -> Any:
+        """p(z) in the form of `read`, n times."""
+        return self.read(jnp.zeros((n, self.num_outputs(num_latents))), num_latents)
+
+    def sample(self, key: Array, q: Any) -> Array:
+        """A draw of z, (B, num_latents, ...)."""
+        raise NotImplementedError
+
+    def draw(self, key: Array, q: Any, step: Array | int) -> Array:
+        """A draw for training step number `step`, differentiable in q."""
+        return self.sample(key, q)
+
+    def log_prob(self, q: Any, z: Array) -> Array:
         """log q(z), (B,)."""
-        return distributions.normal_log_prob(z, self.mean, self.log_variance)
+        raise NotImplementedError
 
-    def kl(self) -> Array:
-        """KL to the prior, (B,)."""
-        return distributions.kl_normal(self.mean, self.log_variance)
+    def kl(self, q: Any) -> Array:
+        """KL(q || p), (B,)."""
+        raise NotImplementedError
 
-    def expectation(self) -> Array:
-        """E[z], (B, num_latents)."""
-        return self.mean
+    def mean(self, q: Any) -> Array:
+        """E_q[z], (B, num_latents, ...)."""
+        raise NotImplementedError
 
 
-class LogNormal(NamedTuple):
-    """Independent positive z with log z ~ N(mean, exp(log_variance))."""
+@dataclasses.dataclass(frozen=True)
+class Gaussian(Posterior):
+    """Independent z ~ N(mean, exp(log_variance)) and the prior N(0, I); q is (mean, log_variance).
 
-    mean: Array  # (B, num_latents)
-    log_variance: Array
+    The encoder gives both, as a pair (B, num_latents) or side by side; the log-variance is kept in [-10, 10].
+    """
 
-    def sample(self, key: Array) -> Array:
-        """A draw z, (B, num_latents), differentiable in mean and log-variance."""
-        return jnp.exp(Gaussian(*self).sample(key))
+    def num_outputs(self, num_latents: int) -> int:
+        """Two numbers for each latent variable."""
+        return 2 * num_latents
 
-    def log_prob(self, z: Array) -> Array:
+    def read(self, output: Any, num_latents: int) -> tuple[Array, Array]:
+        """Mean and log-variance, (B, num_latents)."""
+        mean, log_variance = _pair(output)
+        return mean, jnp.clip(log_variance, -10.0, 10.0)
+
+    def sample(self, key: Array, q: Any) -> Array:
+        """A draw of z, differentiable in q."""
+        mean, log_variance = q
+        return mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
+
+    def log_prob(self, q: Any, z: Array) -> Array:
         """log q(z), (B,)."""
-        return distributions.lognormal_log_prob(z, self.mean, self.log_variance)
+        return distributions.normal_log_prob(z, *q)
 
-    def kl(self) -> Array:
-        """KL to the prior, (B,)."""
-        return distributions.kl_lognormal(self.mean, self.log_variance)
+    def kl(self, q: Any) -> Array:
+        """KL to N(0, I), (B,)."""
+        return distributions.kl_normal(*q)
 
-    def expectation(self) -> Array:
-        """E[z], (B, num_latents)."""
-        return jnp.exp(self.mean + 0.5 * jnp.exp(self.log_variance))
+    def mean(self, q: Any) -> Array:
+        """E_q[z]."""
+        return q[0]
 
 
-class Categorical(NamedTuple):
-    """Independent variables, each one-hot among num_categories."""
+@dataclasses.dataclass(frozen=True)
+class LogNormal(Posterior):
+    """Independent positive z with log z ~ N(mean, exp(log_variance)); log z ~ N(0, I) in the prior.
 
-    logits: Array  # (B, num_latents, num_categories)
+    The encoder gives mean and log-variance of log z, as a pair (B, num_latents) or side by side. They are
+    kept where no draw overflows float32.
+    """
 
-    def sample(self, key: Array) -> Array:
-        """An exact draw z, one-hot (B, num_latents, num_categories), without a gradient."""
-        return jax.nn.one_hot(jax.random.categorical(key, self.logits), self.logits.shape[-1])
+    def num_outputs(self, num_latents: int) -> int:
+        """Two numbers for each latent variable."""
+        return 2 * num_latents
 
-    def relaxed(self, key: Array, temperature: Array | float, hard: bool) -> Array:
-        """A differentiable stand-in for `sample`, see `distributions.gumbel_softmax`."""
-        return distributions.gumbel_softmax(key, self.logits, temperature, hard)
+    def read(self, output: Any, num_latents: int) -> tuple[Array, Array]:
+        """Mean and log-variance of log z, (B, num_latents)."""
+        mean, log_variance = _pair(output)
+        return jnp.clip(mean, -8.0, 8.0), jnp.clip(log_variance, -10.0, 2.0)
 
-    def log_prob(self, z: Array) -> Array:
+    def sample(self, key: Array, q: Any) -> Array:
+        """A draw of z, differentiable in q."""
+        return jnp.exp(Gaussian().sample(key, q))
+
+    def log_prob(self, q: Any, z: Array) -> Array:
+        """log q(z), (B,)."""
+        return distributions.lognormal_log_prob(z, *q)
+
+    def kl(self, q: Any) -> Array:
+        """KL to the exponential of N(0, I), (B,)."""
+        return distributions.kl_lognormal(*q)
+
+    def mean(self, q: Any) -> Array:
+        """E_q[z]."""
+        mean, log_variance = q
+        return jnp.exp(mean + 0.5 * jnp.exp(log_variance))
+
+
+@dataclasses.dataclass(frozen=True)
+class Categorical(Posterior):
+    """Independent one-hot variables z (B, num_latents, num_categories) and a uniform prior; q are the logits.
+
+    They are trained through the Gumbel-Softmax (Jang et al. 2017; Maddison et al. 2017).
+    """
+
+    num_categories: int = 10
+    """Categories of each variable."""
+    temperature: float = 1.0
+    """Temperature of the Gumbel-Softmax at the first step."""
+    temperature_decay: float = 3e-5
+    """The temperature falls by the factor exp(-temperature_decay) at every step."""
+    min_temperature: float = 0.5
+    """The temperature below which it does not fall."""
+    straight_through: bool = False
+    """Decode exact draws, with the gradient of the relaxed ones."""
+
+    reparameterised = False
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        """Relaxed draws are not those of q."""
+        return self.straight_through
+
+    def num_outputs(self, num_latents: int) -> int:
+        """A logit for each category of each variable."""
+        return num_latents * self.num_categories
+
+    def read(self, output: Any, num_latents: int) -> Array:
+        """Logits (B, num_latents, num_categories)."""
+        return jnp.float32(output).reshape(-1, num_latents, self.num_categories)
+
+    def sample(self, key: Array, q: Any) -> Array:
+        """A draw of z, one-hot, without a gradient."""
+        return jax.nn.one_hot(jax.random.categorical(key, q), self.num_categories)
+
+    def draw(self, key: Array, q: Any, step: Array | int) -> Array:
+        """A relaxed draw at the temperature of the step, see `distributions.gumbel_softmax`."""
+        return distributions.gumbel_softmax(key, q, self.temperature_at(step), self.straight_through)
+
+    def temperature_at(self, step: Array | int) -> Array:
+        """Temperature of the Gumbel-Softmax at a step, ()."""
+        falling = self.temperature * jnp.exp(-self.temperature_decay * jnp.float32(step))
+        return jnp.maximum(falling, self.min_temperature)
+
+    def log_prob(self, q: Any, z: Array) -> Array:
         """log q(z) of one-hot z, (B,)."""
-        return distributions.sum_per_example(z * jax.nn.log_softmax(self.logits))
+        return distributions.sum_per_example(z * jax.nn.log_softmax(q))
 
-    def kl(self) -> Array:
-        """KL to the prior, (B,)."""
-        return distributions.kl_categorical(self.logits)
+    def kl(self, q: Any) -> Array:
+        """KL to uniform categories, (B,)."""
+        return distributions.kl_categorical(q)
 
-    def expectation(self) -> Array:
-        """E[z], the probabilities, (B, num_latents, num_categories)."""
-        return jax.nn.softmax(self.logits)
-
-
-Posterior = Gaussian | LogNormal | Categorical
+    def mean(self, q: Any) -> Array:
+        """E_q[z], the probabilities."""
+        return jax.nn.softmax(q)
 
 
-def gaussian(output: tuple[Array, Array]) -> Gaussian:
-    """From an encoder's mean and log-variance, the latter kept in [-10, 10]."""
-    mean, log_variance = map(jnp.float32, output)
-    return Gaussian(mean, jnp.clip(log_variance, -10.0, 10.0))
-
-
-def lognormal(output: tuple[Array, Array]) -> LogNormal:
-    """From an encoder's mean and log-variance of log z, kept where no draw overflows float32."""
-    mean, log_variance = map(jnp.float32, output)
-    return LogNormal(jnp.clip(mean, -8.0, 8.0), jnp.clip(log_variance, -10.0, 2.0))
-
-
-def categorical(output: Array) -> Categorical:
-    """From an encoder's logits."""
-    return Categorical(jnp.float32(output))
-
-
-FROM_ENCODER: dict[str, Callable[[Any], Posterior]] = {
-    "gaussian": gaussian,
-    "lognormal": lognormal,
-    "categorical": categorical,
-}
-"""By the names of `vae.Config.posterior`."""
-
-
-def prior(posterior: Posterior) -> Posterior:
-    """The prior of a posterior's kind and shape."""
-    return jax.tree.map(jnp.zeros_like, posterior)
+def _pair(output: Any) -> tuple[Array, Array]:
+    """Two arrays (B, num_latents) in float32, from a pair or from one array with both side by side."""
+    first, second = output if isinstance(output, tuple | list) else jnp.split(output, 2, -1)
+    return jnp.float32(first), jnp.float32(second)

@@ -30,8 +30,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from jaxgen.autoencoder.ae import halved
-from jaxgen.nn import conv
+from jaxgen import values
+from jaxgen.autoencoder.networks import DenseDecoder
+from jaxgen.autoencoder.vector_networks import DenseEncoder, ResidualDecoder, ResidualEncoder
 from jaxgen.types import Batch, Metrics, observed
 
 
@@ -46,97 +47,22 @@ class Config:
     """Vectors in the codebook, K."""
     code_size: int = 16
     """Dimensions of each."""
-    network: Literal["mlp", "conv"] = "mlp"
-    """Fully connected, or strided convolutions, each of which halves height and width."""
-    hidden: tuple[int, ...] = (256, 256)
-    """Widths of the encoder's layers (mlp) or its channels (conv); the decoder mirrors them."""
-    num_positions: int = 8
-    """Codes an example becomes (mlp); convolutions have one for each position of the smallest map."""
-    num_residual_blocks: int = 2
-    """Residual blocks on the smallest map, in encoder and decoder each (conv)."""
-    residual_channels: int = 32
-    """Channels inside a residual block (conv)."""
+    encoder: DenseEncoder | ResidualEncoder | nn.Module = DenseEncoder()
+    """Network that takes x (B, *shape) and gives z (B, *positions, code_size): a few positions, or a map."""
+    decoder: DenseDecoder | ResidualDecoder | nn.Module = DenseDecoder()
+    """Network that takes vectors (B, *positions, code_size) and gives data (B, *shape)."""
     commitment: float = 0.25
-    """beta, the weight of the encoder's distance to its vectors."""
+    """Weight of the encoder's distance to its vectors, beta."""
     decay: float = 0.99
-    """gamma, of counts and sums from one step to the next."""
+    """Decay of counts and sums from one step to the next, gamma."""
     epsilon: float = 1e-5
     """What smooths the counts."""
     revive_below: float = 0.05
     """A vector with less than this fraction of the mean count is put elsewhere; 0 leaves all in place."""
-    learning_rate: float = 1e-3
-    """Adam's step size."""
+    optimizer: values.Optimizer = values.Adam(1e-3)
+    """Optimizer of both networks."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype of the networks; parameters, distances and the codebook stay float32."""
-
-
-class DenseEncoder(nn.Module):
-    """(B, *shape) -> (B, num_positions, code_size)."""
-
-    cfg: Config
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        x = x.reshape(x.shape[0], -1)
-        for width in self.cfg.hidden:
-            x = nn.relu(nn.Dense(width, dtype=self.cfg.dtype)(x))
-        x = nn.Dense(self.cfg.num_positions * self.cfg.code_size, dtype=self.cfg.dtype)(x)
-        return x.reshape(-1, self.cfg.num_positions, self.cfg.code_size)
-
-
-class DenseDecoder(nn.Module):
-    """(B, num_positions, code_size) -> (B, *shape)."""
-
-    cfg: Config
-
-    @nn.compact
-    def __call__(self, z: Array) -> Array:
-        x = z.reshape(z.shape[0], -1)
-        for width in reversed(self.cfg.hidden):
-            x = nn.relu(nn.Dense(width, dtype=self.cfg.dtype)(x))
-        x = nn.Dense(math.prod(self.cfg.shape), dtype=self.cfg.dtype, name="out")(x)
-        return x.reshape(-1, *self.cfg.shape)
-
-
-class ConvEncoder(nn.Module):
-    """(B, H, W, C) -> (B, h, w, code_size): 4x4 convolutions of stride 2, then residual blocks."""
-
-    cfg: Config
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        for channels in self.cfg.hidden:
-            x = conv.Conv(channels, (4, 4), (2, 2), padding=((1, 1), (1, 1)), dtype=self.cfg.dtype)(x)
-            x = nn.relu(x)
-        x = ResidualStack(self.cfg)(x)
-        return conv.Conv(self.cfg.code_size, (1, 1), dtype=self.cfg.dtype)(x)
-
-
-class ConvDecoder(nn.Module):
-    """(B, h, w, code_size) -> (B, H, W, C): residual blocks, then 4x4 transposed convolutions of stride 2."""
-
-    cfg: Config
-
-    @nn.compact
-    def __call__(self, z: Array) -> Array:
-        *widths, last = self.cfg.hidden
-        x = ResidualStack(self.cfg)(conv.Conv(last, (3, 3), dtype=self.cfg.dtype)(z))
-        for channels in reversed(widths):
-            x = nn.relu(conv.ConvTranspose(channels, (4, 4), (2, 2), dtype=self.cfg.dtype)(x))
-        return conv.ConvTranspose(self.cfg.shape[2], (4, 4), (2, 2), dtype=self.cfg.dtype, name="out")(x)
-
-
-class ResidualStack(nn.Module):
-    """x + Conv1x1(relu(Conv3x3(relu(x)))), as often as the config says; (B, h, w, C) to the same."""
-
-    cfg: Config
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        for _ in range(self.cfg.num_residual_blocks):
-            y = conv.Conv(self.cfg.residual_channels, (3, 3), dtype=self.cfg.dtype)(nn.relu(x))
-            x = x + conv.Conv(x.shape[-1], (1, 1), dtype=self.cfg.dtype)(nn.relu(y))
-        return nn.relu(x)
 
 
 class State(NamedTuple):
@@ -151,34 +77,29 @@ class State(NamedTuple):
     frequencies: Array  # (positions, K), of each code at each position
 
 
-def optimizer(cfg: Config) -> optax.GradientTransformation:
-    """Adam, for the networks."""
-    return optax.adam(cfg.learning_rate)
-
-
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state; `batch`, if given, puts the codebook onto random encodings of it.
 
-    Raises ValueError for a shape the convolutional networks cannot halve as often as they must.
+    Raises ValueError for a shape that the convolutional networks cannot take.
     """
     encoder_key, decoder_key, codebook_key, step_key = jax.random.split(key, 4)
-    encoder, decoder = _networks(cfg)
-    networks = {
-        "encoder": encoder.init(encoder_key, jnp.zeros((1, *cfg.shape)))["params"],
-        "decoder": decoder.init(decoder_key, jnp.zeros((1, *positions(cfg), cfg.code_size)))["params"],
+    z = jnp.zeros((1, *positions(cfg), cfg.code_size))
+    trained = {
+        "encoder": _encoder(cfg).init(encoder_key, jnp.zeros((1, *cfg.shape))).get("params", {}),
+        "decoder": _decoder(cfg).init(decoder_key, z).get("params", {}),
     }
     if batch is None:
         bound = 1 / cfg.num_codes
         size = (cfg.num_codes, cfg.code_size)
         codebook = jax.random.uniform(codebook_key, size, minval=-bound, maxval=bound)
     else:
-        z = _encode(networks, observed(batch), cfg).reshape(-1, cfg.code_size)
+        z = _encode(trained, observed(batch), cfg).reshape(-1, cfg.code_size)
         codebook = jax.random.choice(codebook_key, z, (cfg.num_codes,), replace=len(z) < cfg.num_codes)
     return State(
         step=jnp.zeros((), jnp.int32),
         key=step_key,
-        params={**networks, "codebook": codebook},
-        opt_state=optimizer(cfg).init(networks),
+        params={**trained, "codebook": codebook},
+        opt_state=values.gradient_transformation(cfg.optimizer).init(trained),
         counts=jnp.ones(cfg.num_codes),
         sums=jnp.copy(codebook),
         frequencies=jnp.full((math.prod(positions(cfg)), cfg.num_codes), 1 / cfg.num_codes, jnp.float32),
@@ -196,9 +117,10 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     """One step on `batch["image"]` or `batch["x"]`, (B, *shape): Adam, then the moving averages."""
     key = jax.random.fold_in(state.key, state.step)
     grads, (metrics, z, indices) = jax.grad(_objective, has_aux=True)(state.params, batch, cfg)
-    networks = _networks_of(state.params)
-    updates, opt_state = optimizer(cfg).update(_networks_of(grads), state.opt_state, networks)
-    networks = optax.apply_updates(networks, updates)
+    trained = _networks_of(state.params)
+    optimizer = values.gradient_transformation(cfg.optimizer)
+    updates, opt_state = optimizer.update(_networks_of(grads), state.opt_state, trained)
+    trained = optax.apply_updates(trained, updates)
     used = jax.nn.one_hot(indices.reshape(len(indices), -1), cfg.num_codes)
     counts, sums = update_statistics(state.counts, state.sums, z, used, cfg)
     counts, sums, revived = revive(key, counts, sums, z, cfg)
@@ -206,7 +128,7 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     state = State(
         step=state.step + 1,
         key=state.key,
-        params={**networks, "codebook": codebook(counts, sums, cfg)},
+        params={**trained, "codebook": codebook(counts, sums, cfg)},
         opt_state=opt_state,
         counts=counts,
         sums=sums,
@@ -224,17 +146,22 @@ def sample(key: Array, state: State, n: int, cfg: Config) -> Array:
 
 def encode(state: State, x: Array, cfg: Config) -> Array:
     """Codes of data x (B, *shape): int32 (B, num_positions), or (B, h, w) from convolutions."""
-    return nearest(encodings(state, x, cfg), state.params["codebook"])
-
-
-def encodings(state: State, x: Array, cfg: Config) -> Array:
-    """What becomes the codes of data x (B, *shape): z, float32 (B, *positions, code_size)."""
-    return _encode(state.params, x, cfg)
+    return nearest(to_codes(state, x, cfg), state.params["codebook"])
 
 
 def decode(state: State, indices: Array, cfg: Config) -> Array:
     """Data of codes as `encode` gives them, (B, *shape)."""
     return _decode(state.params, state.params["codebook"][indices], cfg)
+
+
+def to_codes(state: State, x: Array, cfg: Config) -> Array:
+    """Real-valued codes of data x (B, *shape): z before it is quantised, (B, *positions, code_size)."""
+    return _encode(state.params, x, cfg)
+
+
+def from_codes(state: State, codes: Array, cfg: Config) -> Array:
+    """Data of codes as `to_codes` gives them, (B, *shape): they are quantised and decoded."""
+    return decode(state, nearest(codes, state.params["codebook"]), cfg)
 
 
 def reconstruct(state: State, x: Array, cfg: Config) -> Array:
@@ -243,8 +170,12 @@ def reconstruct(state: State, x: Array, cfg: Config) -> Array:
 
 
 def positions(cfg: Config) -> tuple[int, ...]:
-    """Shape of an example's codes."""
-    return halved(cfg.shape, len(cfg.hidden)) if cfg.network == "conv" else (cfg.num_positions,)
+    """Shape of an example's codes. Raises ValueError for an encoder that gives no vectors of code_size."""
+    x = jnp.zeros((1, *cfg.shape))
+    z: Any = jax.eval_shape(lambda: _encoder(cfg).init_with_output(jax.random.key(0), x)[0])
+    if z.ndim < 3 or z.shape[-1] != cfg.code_size:
+        raise ValueError(f"the encoder must give (B, *positions, {cfg.code_size}), not (B, *{z.shape[1:]})")
+    return z.shape[1:-1]
 
 
 def nearest(z: Array, codebook: Array) -> Array:
@@ -305,15 +236,16 @@ def _networks_of(params: Any) -> dict[str, Any]:
 
 
 def _encode(params: Any, x: Array, cfg: Config) -> Array:
-    return jnp.float32(_networks(cfg)[0].apply({"params": params["encoder"]}, x))
+    return jnp.float32(_encoder(cfg).apply({"params": params["encoder"]}, x))  # type: ignore[arg-type]
 
 
 def _decode(params: Any, z: Array, cfg: Config) -> Array:
-    return jnp.float32(_networks(cfg)[1].apply({"params": params["decoder"]}, z))
+    return jnp.float32(_decoder(cfg).apply({"params": params["decoder"]}, z))  # type: ignore[arg-type]
 
 
-def _networks(cfg: Config) -> tuple[nn.Module, nn.Module]:
-    if cfg.network == "conv":
-        halved(cfg.shape, len(cfg.hidden))
-        return ConvEncoder(cfg), ConvDecoder(cfg)
-    return DenseEncoder(cfg), DenseDecoder(cfg)
+def _encoder(cfg: Config) -> nn.Module:
+    return values.filled(cfg.encoder, num_outputs=cfg.code_size, dtype=cfg.dtype)
+
+
+def _decoder(cfg: Config) -> nn.Module:
+    return values.filled(cfg.decoder, shape=cfg.shape, dtype=cfg.dtype)

@@ -153,6 +153,12 @@ def sample(key: Array, state: State, n: int, cfg: Config, label: Array | int | N
     return (means[label] + noise).reshape(n, *cfg.shape)
 
 
+def measure(cfg: Config) -> str:
+    """What `log_prob` is of: a density of real numbers."""
+    del cfg
+    return "density"
+
+
 def log_prob(state: State, x: Array, cfg: Config) -> Array:
     """Exact log p(x) = log sum_c p(x, c) of x (B, *shape) in nats, (B,)."""
     return jax.nn.logsumexp(_log_joint(_flat(x), state.params, cfg), 1)

@@ -157,6 +157,12 @@ def sample(key: Array, state: State, n: int, cfg: Config) -> Array:
     return (means[component] + noise).reshape(n, *cfg.shape)
 
 
+def measure(cfg: Config) -> str:
+    """What `log_prob` is of: a density of real numbers."""
+    del cfg
+    return "density"
+
+
 def log_prob(state: State, x: Array, cfg: Config) -> Array:
     """Exact log p(x) of x (B, *shape) in nats, (B,)."""
     return jax.nn.logsumexp(_log_joint(_flat(x), state.params, cfg), 1)

@@ -14,19 +14,19 @@ zero stay zero, which is how a left-to-right model keeps its structure; a state 
 
 import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgen.classical import gmm
+from jaxgen.classical.emissions import Gaussians, Symbols, normalised
 from jaxgen.classical.forward_backward import forward as forward
 from jaxgen.classical.forward_backward import forward_associative as forward_associative
 from jaxgen.classical.forward_backward import posterior_sample as posterior_sample
 from jaxgen.classical.forward_backward import smooth as smooth
 from jaxgen.classical.forward_backward import viterbi as viterbi
-from jaxgen.types import Batch, Metrics, observed
+from jaxgen.types import Batch, Metrics
 
 
 @jax.tree_util.register_static
@@ -38,22 +38,12 @@ class Config:
     """Shape of one sequence: (T,) symbols, or (T, D) vectors."""
     num_states: int = 4
     """Hidden states."""
-    emission: Literal["categorical", "gaussian"] = "categorical"
-    """What a state emits: a symbol, or a vector."""
-    num_symbols: int = 3
-    """Categorical only: size of the alphabet."""
-    num_mixtures: int = 1
-    """Gaussian only: components in each state's mixture."""
-    covariance: Literal["full", "diagonal"] = "full"
-    """Gaussian only: of each component."""
-    regularization: float = 1e-3
-    """Gaussian only: added to the variances, in squared units of the data."""
+    emission: Symbols | Gaussians = Symbols()
+    """What a state emits, a symbol or a vector; or a Value of one's own with the same methods."""
     left_to_right: bool = False
     """Start in the first state, and move only to the same or the next."""
     transition_prior: float = 0.0
     """Pseudo-counts a sequence for every possible start and move."""
-    emission_prior: float = 0.0
-    """Categorical only: pseudo-counts a sequence for every symbol in every state."""
     max_steps: int = 100
     """Most EM steps of `fit`."""
     tolerance: float = 1e-4
@@ -62,20 +52,12 @@ class Config:
     """`train_step` gives the counts of step t the weight (t + 1)^-power, in (0.5, 1]; 0 forgets the past."""
 
 
-class Gaussians(NamedTuple):
-    """Mixtures of Gaussians, one for each state."""
-
-    weights: Array  # (K, M), rows sum to 1
-    means: Array  # (K, M, D)
-    covariances: Array  # (K, M, D, D) or diagonal (K, M, D)
-
-
 class Params(NamedTuple):
     """Probabilities, not their logarithms."""
 
     initial: Array  # (K,)
     transition: Array  # (K, K), rows sum to 1
-    emission: Any  # (K, S), rows sum to 1, or Gaussians
+    emission: Any  # (K, S), rows sum to 1, or `emissions.Mixtures`
 
 
 class Counts(NamedTuple):
@@ -95,6 +77,14 @@ class State(NamedTuple):
     counts: Counts  # averaged over the steps so far
 
 
+def from_data(dataset: Any, cfg: Config) -> Config:
+    """`cfg` with the size of the data's alphabet, if it is not given."""
+    if not isinstance(cfg.emission, Symbols) or cfg.emission.num_symbols or "tokens" not in dataset[:1]:
+        return cfg
+    num_symbols = int(dataset[:]["tokens"].max()) + 1
+    return dataclasses.replace(cfg, emission=dataclasses.replace(cfg.emission, num_symbols=num_symbols))
+
+
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state: random rows, and Gaussians at the k-means clusters of the frames of `batch`."""
     initial_key, transition_key, emission_key, step_key = jax.random.split(key, 4)
@@ -105,12 +95,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     else:
         initial = jax.random.dirichlet(initial_key, jnp.ones(k))
         transition = jax.random.dirichlet(transition_key, jnp.ones(k), (k,))
-    if cfg.emission == "categorical":
-        emission: Any = jax.random.dirichlet(emission_key, jnp.ones(cfg.num_symbols), (k,))
-    else:
-        mixture = _mixture(cfg)
-        frames = None if batch is None else {"x": _sequences(batch, cfg).reshape(-1, mixture.num_dims)}
-        emission = _by_state(gmm.init(emission_key, mixture, frames).params, cfg)
+    emission = cfg.emission.init(emission_key, batch, cfg)
     params = Params(initial, transition, emission)
     return State(jnp.zeros((), jnp.int32), step_key, params, _zero_counts(params, cfg))
 
@@ -120,7 +105,9 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
 
     "nll" is that before the step, in nats a sequence.
     """
-    counts, log_z = _expectation(_sequences(batch, cfg), batch.get("mask"), state.params, cfg, centred=False)
+    counts, log_z = _expectation(
+        cfg.emission.sequences(batch), batch.get("mask"), state.params, cfg, centred=False
+    )
     rate = (state.step + 1.0) ** -cfg.stepwise_power
     counts = jax.tree.map(lambda old, new: old + rate * (new - old), state.counts, counts)
     params = _maximisation(counts, state.params, cfg, centred=False)
@@ -154,18 +141,8 @@ def sample(key: Array, state: State, n: int, cfg: Config) -> Array:
     """n sequences of cfg.shape[0] steps, (n, *shape)."""
     path_key, emission_key = jax.random.split(key)
     path = sample_states(path_key, state, n, cfg)
-    emission = state.params.emission
-    if cfg.emission == "categorical":
-        return jax.random.categorical(emission_key, jnp.log(emission[path])).astype(jnp.int32)
-    mixture_key, noise_key = jax.random.split(emission_key)
-    component = jax.random.categorical(mixture_key, jnp.log(emission.weights[path]))
-    noise = jax.random.normal(noise_key, (*path.shape, emission.means.shape[-1]))
-    covariance = emission.covariances[path, component]
-    if cfg.covariance == "full":
-        noise = jnp.einsum("...de,...e->...d", jnp.linalg.cholesky(covariance), noise)
-    else:
-        noise = noise * jnp.sqrt(covariance)
-    return (emission.means[path, component] + noise).reshape(n, *cfg.shape)
+    x = cfg.emission.sample(emission_key, state.params.emission, path, cfg)
+    return x.reshape(n, *cfg.shape)
 
 
 def sample_states(key: Array, state: State, n: int, cfg: Config) -> Array:
@@ -182,6 +159,11 @@ def sample_states(key: Array, state: State, n: int, cfg: Config) -> Array:
     return jnp.concatenate([first[None], rest]).T.astype(jnp.int32)
 
 
+def measure(cfg: Config) -> str:
+    """What `log_prob` is of: "symbols", or the "density" of vectors."""
+    return cfg.emission.measure
+
+
 def log_prob(state: State, x: Array, cfg: Config, mask: Array | None = None) -> Array:
     """Exact log p(x) of sequences x, (B, T) or (B, T, D), in nats, (B,)."""
     return _over_sequences(forward, state.params, _tables(state.params, x, cfg), mask)[0]
@@ -189,10 +171,7 @@ def log_prob(state: State, x: Array, cfg: Config, mask: Array | None = None) -> 
 
 def log_likelihoods(params: Params, x: Array, cfg: Config) -> Array:
     """The table log p(x_t | z_t = k) of one sequence x, (T,) or (T, D): (T, K), -inf for unknown symbols."""
-    if cfg.emission == "categorical":
-        known = (x >= 0) & (x < cfg.num_symbols)
-        return jnp.where(known[:, None], jnp.log(params.emission).T[x], -jnp.inf)
-    return _over_mixtures(_log_joint(params, x.reshape(len(x), -1), cfg))
+    return cfg.emission.log_likelihoods(params.emission, x, cfg)
 
 
 def decode_states(state: State, x: Array, cfg: Config, mask: Array | None = None) -> Array:
@@ -202,18 +181,16 @@ def decode_states(state: State, x: Array, cfg: Config, mask: Array | None = None
 
 @functools.partial(jax.jit, static_argnums=4)
 def _fit(x, mask, params, key, cfg):
-    batch = {"tokens" if cfg.emission == "categorical" else "x": x}
+    batch = {cfg.emission.name: x}
     batch |= {} if mask is None else {"mask": mask}
-    x = _sequences(batch, cfg)
+    x = cfg.emission.sequences(batch)
     start = init(key, cfg, batch).params if params is None else jax.tree.map(jnp.asarray, params)
 
     def body(carry):
         params, _, previous, _, steps = carry
         counts, log_z = _expectation(x, mask, params, cfg, centred=True)
         following = _maximisation(counts, params, cfg, centred=True)
-        if cfg.emission == "gaussian":
-            means = params.emission.means.reshape(counts.emission.first.shape)
-            counts = counts._replace(emission=gmm.about_zero(counts.emission, means, _mixture(cfg)))
+        counts = counts._replace(emission=cfg.emission.about_zero(counts.emission, params.emission, cfg))
         return following, counts, log_z.mean(), previous, steps + 1
 
     def unfinished(carry):
@@ -234,94 +211,28 @@ def _over_sequences(function, params, tables, mask):
 
 def _tables(params, x, cfg):
     """The emission log-likelihoods of sequences x, (B, T, K)."""
-    return jax.vmap(lambda x: log_likelihoods(params, x, cfg))(x)
-
-
-def _log_joint(params, frames, cfg):
-    """log p(x, m | k) of frames x (N, D) from mixture component m of state k, (N, K, M)."""
-    weights, means, covariances = params.emission
-    flat = lambda a: a.reshape(-1, *a.shape[2:])
-    densities = gmm.log_densities(frames, flat(means), flat(covariances), _mixture(cfg))
-    return densities.reshape(-1, *weights.shape) + jnp.log(weights)
-
-
-def _over_mixtures(log_joint):
-    return log_joint[..., 0] if log_joint.shape[-1] == 1 else jax.nn.logsumexp(log_joint, -1)
+    frames = x.reshape(-1, *x.shape[2:])
+    return log_likelihoods(params, frames, cfg).reshape(*x.shape[:2], -1)
 
 
 def _expectation(x, mask, params, cfg, centred):
-    """Counts a sequence, and log p(x) (B,); Gaussian moments about the means if `centred`, else about 0."""
-    if cfg.emission == "categorical":
-        log_z, posterior, moves = _over_sequences(smooth, params, _tables(params, x, cfg), mask)
-        rows = posterior.reshape(-1, cfg.num_states)
-        emission = jax.ops.segment_sum(rows, x.reshape(-1), cfg.num_symbols).T / len(x)
-    else:
-        mixture = _mixture(cfg)
-        frames = x.reshape(-1, mixture.num_dims)
-        log_joint = _log_joint(params, frames, cfg)
-        tables = _over_mixtures(log_joint)
-        log_z, posterior, moves = _over_sequences(smooth, params, tables.reshape(*x.shape[:2], -1), mask)
-        rows = posterior.reshape(tables.shape)
-        if cfg.num_mixtures > 1:
-            rows = (rows[..., None] * jax.nn.softmax(log_joint, -1)).reshape(len(frames), -1)
-        means = params.emission.means.reshape(-1, mixture.num_dims)
-        origin = means if centred else jnp.zeros_like(means)
-        emission = jax.tree.map(lambda a: a / len(frames), gmm.moment_sums(frames, rows, origin, mixture))
+    """Counts a sequence, and log p(x) (B,); moments are about the means if `centred`, else about 0."""
+    log_z, posterior, moves = _over_sequences(smooth, params, _tables(params, x, cfg), mask)
+    emission = cfg.emission.expectation(params.emission, x, posterior, cfg, centred)
     return Counts(posterior[:, 0].mean(0), moves.mean(0), emission), log_z
 
 
 def _maximisation(counts, previous, cfg, centred):
     possible = lambda p: cfg.transition_prior * (p > 0)
-    initial = _rows(counts.initial + possible(previous.initial), previous.initial)
-    transition = _rows(counts.transition + possible(previous.transition), previous.transition)
-    if cfg.emission == "categorical":
-        emission = _rows(counts.emission + cfg.emission_prior, previous.emission)
-    else:
-        flat = lambda a: a.reshape(-1, *a.shape[2:])
-        before = gmm.Params(*map(flat, previous.emission))
-        origin = before.means if centred else jnp.zeros_like(before.means)
-        emission = _by_state(gmm.maximisation(counts.emission, origin, before, _mixture(cfg)), cfg)
-        weights = _rows(emission.weights, previous.emission.weights)
-        emission = emission._replace(weights=weights)
+    initial = normalised(counts.initial + possible(previous.initial), previous.initial)
+    transition = normalised(counts.transition + possible(previous.transition), previous.transition)
+    emission = cfg.emission.maximisation(counts.emission, previous.emission, cfg, centred)
     return Params(initial, transition, emission)
 
 
-def _rows(counts, previous):
-    """Counts normalised along the last axis; rows without any stay as they were."""
-    total = counts.sum(-1, keepdims=True)
-    return jnp.where(total > 0, counts / jnp.where(total > 0, total, 1.0), previous)
-
-
-def _sequences(batch, cfg):
-    """The batch's sequences; what fills the padding, NaN perhaps, gives way to their first frames."""
-    if cfg.emission == "categorical":
-        return batch["tokens"]
-    x = observed(batch)
-    return jnp.where(batch["mask"][..., None], x, x[:, :1]) if "mask" in batch else x
-
-
-def _mixture(cfg):
-    return gmm.Config(
-        shape=cfg.shape[1:],
-        num_components=cfg.num_states * cfg.num_mixtures,
-        covariance=cfg.covariance,
-        regularization=cfg.regularization,
-    )
-
-
-def _by_state(params, cfg):
-    shape = (cfg.num_states, cfg.num_mixtures)
-    weights, means, covariances = (a.reshape(*shape, *a.shape[1:]) for a in params)
-    weights = weights / jnp.maximum(weights.sum(1, keepdims=True), jnp.finfo(weights.dtype).tiny)
-    return Gaussians(weights, means, covariances)
-
-
 def _zero_counts(params, cfg):
-    zero = lambda a: jnp.zeros_like(a)
-    if cfg.emission == "categorical":
-        return jax.tree.map(zero, Counts(*params))
-    moments = gmm.zero_moments(_mixture(cfg), params.initial.dtype)
-    return Counts(zero(params.initial), zero(params.transition), moments)
+    emission = cfg.emission.zero_counts(params.emission, cfg)
+    return Counts(jnp.zeros_like(params.initial), jnp.zeros_like(params.transition), emission)
 
 
 def _check(x, mask, cfg):
@@ -331,9 +242,4 @@ def _check(x, mask, cfg):
         raise ValueError("a sequence of length 0 has no likelihood: leave it out")
     if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
         raise ValueError("the mask must be True up to each sequence's end and False after it")
-    if cfg.emission == "categorical":
-        seen = x[mask]
-        if not jnp.issubdtype(x.dtype, jnp.integer) or seen.min() < 0 or seen.max() >= cfg.num_symbols:
-            raise ValueError(f"symbols must be integers in 0..{cfg.num_symbols - 1}")
-    elif not bool(jnp.isfinite(x[mask]).all()):
-        raise ValueError("x has values that are not finite (NaN or infinity)")
+    cfg.emission.check(x[mask])

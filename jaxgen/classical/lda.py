@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import digamma, gammaln
 
+from jaxgen import values
 from jaxgen.classical import documents
 from jaxgen.types import Batch, Metrics, observed
 
@@ -37,6 +38,18 @@ CHUNK = 32
 
 FLOOR = 1e-30
 """Least probability, relative to the largest, that a word of a document is given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Online(values.Value):
+    """Online variational Bayes: step t = 1, 2, ... moves the topics by the share (tau0 + t)^-kappa."""
+
+    num_documents: int | None = None
+    """Documents in the whole corpus, D, which a batch stands for; by default those of the training data."""
+    delay: float = 10.0
+    """tau0, which makes the first steps smaller."""
+    decay: float = 0.7
+    """kappa, in (0.5, 1]; 0 forgets the past."""
 
 
 @jax.tree_util.register_static
@@ -53,13 +66,9 @@ class Config:
     word_prior: float = 0.1
     """eta, the Dirichlet prior of a topic's words: the smaller, the fewer words in a topic."""
     num_levels: int = 16
-    """Pictures only: words that a white pixel counts for; a black one has none."""
-    num_documents: int = 1000
-    """`train_step` only: documents in the whole corpus, D; how much is known in the end follows from it."""
-    delay: float = 10.0
-    """`train_step` only: tau0, which makes the first steps smaller."""
-    decay: float = 0.7
-    """`train_step` only: kappa, step t = 1, ... weighs (tau0 + t)^-kappa, in (0.5, 1]; 0 forgets the past."""
+    """Words that a white pixel counts for where documents are pictures; a black one has none."""
+    online: Online = Online()
+    """How `train_step` weighs its batches."""
     max_inner_steps: int = 100
     """Most updates of a document's gamma."""
     inner_tolerance: float = 1e-3
@@ -89,6 +98,13 @@ class State(NamedTuple):
     length: Array  # () words in a document, on average
 
 
+def from_data(dataset: Any, cfg: Config) -> Config:
+    """`cfg` with the number of documents of the data, if it is not given."""
+    if cfg.online.num_documents is not None:
+        return cfg
+    return dataclasses.replace(cfg, online=dataclasses.replace(cfg.online, num_documents=len(dataset)))
+
+
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """Topics near the uniform law; documents as long as those of `batch`, or of one word a place.
 
@@ -116,8 +132,8 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     key = jax.random.fold_in(state.key, state.step)
     start = _near_one(key, (count, cfg.num_topics), expected[0].dtype)
     _, statistics, bound = _infer(expected, docs, cfg, start)
-    rate = (cfg.delay + state.step + 1.0) ** -cfg.decay
-    target = cfg.word_prior + cfg.num_documents / count * expected[0] * statistics
+    rate = (cfg.online.delay + state.step + 1.0) ** -cfg.online.decay
+    target = cfg.word_prior + (cfg.online.num_documents or count) / count * expected[0] * statistics
     topics = state.params.topics + rate * (target - state.params.topics)
     length = state.length + rate * (total / count - state.length)
     state = state._replace(step=state.step + 1, params=Params(topics), length=length)
@@ -150,6 +166,12 @@ def sample(key: Array, state: State, n: int, cfg: Config) -> Array:
     mixtures = jax.random.dirichlet(mixture_key, jnp.full(cfg.num_topics, cfg.mixture_prior), (n,))
     words = documents.draw(word_key, mixtures.astype(law.dtype) @ law, state.length)
     return documents.picture_of(words, cfg.shape, cfg.num_levels).reshape(n, *cfg.shape)
+
+
+def measure(cfg: Config) -> str:
+    """What `elbo` is of: the counts of words."""
+    del cfg
+    return "counts"
 
 
 def elbo(key: Array | None, state: State, x: Any, cfg: Config) -> Array:

@@ -114,6 +114,12 @@ def sample(
     return jax.lax.scan(draw, context, keys)[1].T
 
 
+def measure(cfg: Config) -> str:
+    """What `log_prob` is of: the probability of symbols."""
+    del cfg
+    return "symbols"
+
+
 def log_prob(state: State, x: Array, cfg: Config, mask: Array | None = None) -> Array:
     """Exact log p(x) of sequences x (B, T) in nats, (B,); -inf where a symbol is not in the alphabet."""
     law = predict(state, _contexts(x, cfg), cfg)

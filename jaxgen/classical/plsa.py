@@ -27,7 +27,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgen.classical import documents
-from jaxgen.classical.documents import Counts
 from jaxgen.types import Batch, Metrics, observed
 
 CHUNK = 512
@@ -47,7 +46,7 @@ class Config:
     num_topics: int = 10
     """Topics in the mixture."""
     num_levels: int = 16
-    """Pictures only: words that a white pixel counts for; a black one has none."""
+    """Words that a white pixel counts for where documents are pictures; a black one has none."""
     fold_steps: int = 30
     """EM steps that fit p(k | d) to a new document, the topics fixed."""
     max_steps: int = 200
@@ -180,18 +179,6 @@ def perplexity(state: State, x: Any, cfg: Config, held_out: Any = None) -> Array
     mixtures = _fold_in(state.params.topics, docs, cfg)
     scored = docs if held_out is None else _counts(held_out, cfg)
     return jnp.exp(-_log_likelihood(mixtures, state.params.topics, scored) / documents.lengths(scored).sum())
-
-
-def em_step(
-    mixtures: Array, topics: Array, docs: Counts, inverse_temperature: Array | float = 1.0
-) -> tuple[Array, Array]:
-    """The next p(k | d) (D, K) and p(w | k) (K, W): one EM step on the whole corpus.
-
-    Responsibilities are raised to the power `inverse_temperature`, 1 for plain EM, and normalised. Rows that
-    no word supports stay as they are.
-    """
-    new_mixtures, statistics = _expectation(mixtures, topics, docs, inverse_temperature)
-    return new_mixtures, _rows(statistics, topics)
 
 
 @functools.partial(jax.jit, static_argnums=4)

@@ -1,4 +1,4 @@
-"""Data sets by name, and shuffled batches of them as a pure function of the step."""
+"""Data sets by name, and shuffled batches as a pure function of the step."""
 
 from jaxgen.data.batching import DeviceBatches, StreamedBatches, batches
 from jaxgen.data.dataset import DataError, Dataset, StreamedDataset, in_order, take

@@ -16,10 +16,10 @@ _LABELS = ("label", "labels", "y", "group")
 
 
 def idx(path: Path, split: str, name: str | None = None, label_names: tuple[str, ...] = ()) -> Dataset:
-    """A folder of IDX files by MNIST's names: train-images-idx3-ubyte, t10k-labels-idx1-ubyte, ..., or .gz.
+    """A folder of IDX files named like MNIST's: train-images-idx3-ubyte, t10k-labels-idx1-ubyte, ..., or .gz.
 
     Raises:
-        DataError: a file that is missing, damaged, or of another length than its partner, by its name.
+        DataError: a file is missing, damaged, or of another length than its partner; the message names it.
     """
     name = name or f"idx:{path}"
     check_split(name, split, _STEMS)
@@ -61,15 +61,16 @@ def _read_idx(file: Path, rank: int) -> np.ndarray:
 
 
 def npz(path: Path, split: str) -> Dataset | StreamedDataset:
-    """Arrays of an npz archive by their keys.
+    """The data set in an npz archive, whose arrays are recognised by their keys.
 
-    Pictures are "image", "images" or "x", integers 0 .. 255 of shape (N, H, W) or (N, H, W, C); an array
-    (N, D) becomes "x". Labels are "label", "labels", "y" or "group", their names "label_names" and so on. A
-    boolean "test" (N,) marks the held-out examples; else a fixed fifth (of each class) is "test". Archives as
-    Keras has them, "x_train", "y_train", "x_test", "y_test", keep their splits.
+    Pictures are called "image", "images" or "x" and are integers 0 .. 255 of shape (N, H, W) or (N, H, W, C).
+    An array (N, D) becomes "x". Labels are called "label", "labels", "y" or "group", and their names
+    "label_names" and so on. A boolean array "test" (N,) marks the held-out examples; without it a fixed fifth
+    (of each class) is the test split. Archives of Keras with "x_train", "y_train", "x_test" and "y_test" keep
+    their splits.
 
     Raises:
-        DataError: a damaged file, or keys or shapes that are none of these; it names those found.
+        DataError: the file is damaged, or has other keys or shapes; the message names those found.
     """
     name = f"npz:{path}"
     found = _read_npz(path)
@@ -105,7 +106,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _described(name: str, split: str, found: Mapping[str, np.ndarray], main: str, label: str) -> Dataset:
-    """A data set of `found[main]`, pictures or points by its rank, and of the labels and names found."""
+    """A data set of `found[main]`, pictures or points depending on its rank, with labels and names."""
     values = found[main]
     if values.ndim == 2:
         arrays = {"x": values}

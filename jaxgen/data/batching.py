@@ -1,8 +1,9 @@
 """Shuffled training batches as a pure function of (seed, step).
 
-There is no iterator to save: a run resumed at step 1000 asks for batch 1000 and gets the bits it would have
-had. A data set held whole lives on the device, compact, and is shuffled and gathered inside the compiled
-step, so that many steps can be scanned in one dispatch; a streamed one is read by grain's threads.
+There is no iterator state to save: a run resumed at step 1000 asks for batch 1000 and gets the same bits as
+an uninterrupted run. A data set that is held whole is kept on the device in its compact form, and is shuffled
+and gathered inside the compiled step, so that many steps can be made in one dispatch. A streamed data set is
+read by Grain's threads.
 """
 
 import dataclasses
@@ -31,13 +32,13 @@ def batches(
 
     Args:
         dataset: what `load` returned, or a `Dataset` of your own.
-        batch_size: examples a step over all processes; may exceed the data set.
+        batch_size: examples per step over all processes; it may exceed the size of the data set.
         seed: 0 <= seed < 2^32.
-        process: (index, count) of this process, by default JAX's. A streamed batch is this process's slice of
-            the global one; a batch made on the device is always the global one, for `jit` to split.
+        process: (index, count) of this process, by default those of JAX. A streamed batch is this process's
+            slice of the global batch; a batch made on the device is the global batch, which `jit` splits.
 
     Raises:
-        DataError: a size or seed out of range, or a batch that the processes cannot share equally.
+        DataError: a size or seed is out of range, or the processes cannot share the batch equally.
     """
     if batch_size < 1:
         raise DataError(f"batch size must be at least 1, not {batch_size}")
@@ -60,7 +61,7 @@ def batches(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class DeviceBatches:
-    """Batches of a data set held on the device: a pytree, to be passed into a compiled function.
+    """Batches of a data set held on the device; a pytree that can be passed into a compiled function.
 
     Example `j` of step `s` is number p = s * batch_size + j of an endless stream of epochs: example
     `permute(p % N, N, (seed, p // N))`. The cost of a step does not depend on N.
@@ -88,7 +89,7 @@ class DeviceBatches:
 class StreamedBatches:
     """Batches of a data set read example by example, as NumPy arrays of this process's slice.
 
-    The slices of all processes, put one after the other, are the batch that one process alone would get.
+    The slices of all processes, concatenated, are the batch that a single process would get.
     """
 
     dataset: StreamedDataset
@@ -104,7 +105,7 @@ class StreamedBatches:
         return self._slices[operator.index(step) * count + index]
 
     def iterate(self, start: int = 0) -> Iterator[Batch]:
-        """The batches of steps `start`, `start + 1`, ..., without end, read ahead by grain's threads."""
+        """An endless iterator over the batches from step `start` on, read ahead by Grain's threads."""
         import grain
 
         steps = grain.MapDataset.range(operator.index(start), 2**31).map(self)
@@ -121,17 +122,17 @@ class StreamedBatches:
 
 @functools.partial(jax.jit, static_argnums=1)
 def permute(index: Array, size: int, key_words: tuple[Array, ...]) -> Array:
-    """Where a pseudo-random permutation of 0 .. size-1 sends `index`: a bijection for each key.
+    """The image of `index` under a pseudo-random permutation of 0 .. size-1, one permutation per key.
 
     A Feistel network on Z_a x Z_b, with a * b just above `size`: each round adds to one half, modulo its
-    radix, a hash of the other half and the key, which is invertible whatever the hash is. The few results
-    >= size are sent through again until they fall below it (cycle walking: still a bijection). Black &
-    Rogaway, "Ciphers with arbitrary finite domains", 2002.
+    radix, a hash of the other half and the key, which is invertible for any hash. The few results >= size go
+    through the network again until they are below it (cycle walking, which keeps the map a bijection). Black
+    & Rogaway, "Ciphers with arbitrary finite domains", 2002.
 
     Args:
         index: uint32, any shape, each < size.
         size: static, 1 <= size < 2^31.
-        key_words: uint32 arrays that broadcast with `index`; another key is another permutation.
+        key_words: uint32 arrays that broadcast with `index`; each key gives another permutation.
 
     Returns:
         uint32 of the broadcast shape.

@@ -1,4 +1,4 @@
-"""The catalogue of tensorflow-datasets: sets it has prepared, read without TensorFlow, and raw IDX files."""
+"""The catalogue of tensorflow-datasets: prepared data sets, read without TensorFlow, and raw IDX files."""
 
 import dataclasses
 import io
@@ -21,7 +21,7 @@ _DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
 def names() -> list[str]:
-    """Every name the installed catalogue knows."""
+    """Every name in the installed catalogue."""
     import tensorflow_datasets as tfds
 
     return tfds.list_builders(with_community_datasets=False)
@@ -30,13 +30,14 @@ def names() -> list[str]:
 def load(
     name: str, split: str, data_dir: str | Path | None, image_size: int | None
 ) -> Dataset | StreamedDataset | None:
-    """A set of pictures from the catalogue, or None if the name is in neither the catalogue nor the folder.
+    """A data set of pictures from the catalogue, or None if neither it nor the folder has the name.
 
-    Looks for a prepared folder in `data_dir`, else TFDS_DATA_DIR, else ~/tensorflow_datasets; then for IDX
-    files there (or where Debian's package has Fashion-MNIST); then downloads and prepares.
+    It looks for a prepared data set in `data_dir`, by default TFDS_DATA_DIR or ~/tensorflow_datasets, and
+    then for IDX files there (for Fashion-MNIST also where Debian's package installs them). If there are none,
+    it downloads and prepares the data set.
 
     Raises:
-        DataError: the set can be had in none of these ways, or its files are damaged, or are not pictures.
+        DataError: none of this succeeds, or the files are damaged or are not pictures.
     """
     if not re.fullmatch(r"\w+([/:][\w.+-]*\w)*", name):
         return None
@@ -54,7 +55,7 @@ def load(
 
 
 def _prepared(folder: Path, name: str) -> Path | None:
-    """Where `name`, or `name/config`, is prepared: the newest version, or the one the name ends with."""
+    """The folder in which `name` is prepared: the newest version, or the one at the end of the name."""
     root = folder / name.replace(":", "/")
     if (root / "features.json").is_file():
         return root

@@ -1,7 +1,7 @@
-"""A data set: compact arrays held whole, or a source of examples too large to hold.
+"""Data sets: compact arrays held in memory, or a source of examples that is too large for that.
 
-Both keep pictures as uint8 and hand them out as float32 in [-1, 1]; the conversion is one function, so
-that a batch made on the device, a streamed one and an evaluation batch hold the same numbers.
+Both store pictures as uint8 and return them as float32 in [-1, 1]. One function does the conversion, so a
+batch made on the device, a streamed batch and an evaluation batch have the same values.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ _MAIN = ("image", "x", "a", "tokens", "audio")
 
 
 class DataError(ValueError):
-    """What any bad data set, name, split or file raises: one line, what is wrong and what to do."""
+    """A bad data set, name, split or file; its message is one line that says what is wrong and what to do."""
 
 
 def to_batch(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Compact arrays (B, ...) as a model takes them; NumPy or JAX arrays, traced ones too.
+    """Compact arrays (B, ...) in the form that models take; NumPy or JAX arrays, including traced ones.
 
     uint8 pictures (B, H, W, C) become float32 in [-1, 1]; other integers become int32, floats float32.
     """
@@ -37,7 +37,7 @@ def _convert(array):
 
 
 class Modes(NamedTuple):
-    """The modes that a mixture of isotropic Gaussians is known to have."""
+    """The known modes of a mixture of isotropic Gaussians."""
 
     centers: np.ndarray  # (K, D)
     std: float
@@ -48,12 +48,12 @@ class Dataset:
     """A data set held whole in memory.
 
     `arrays` are compact and of one length N: "image" (N, H, W, C) uint8, or float in [-1, 1]; "label" (N,)
-    integers; "x" (N, D) float; any further names of `jaxgen.types.Batch`. `d[i]` is one example for an int
-    and a batch for a slice or an index array, converted by `to_batch`. `num_classes` left at 0 is counted
+    integers; "x" (N, D) float; and further names of `jaxgen.types.Batch`. `d[i]` is one example for an int
+    and a batch for a slice or an index array, converted by `to_batch`. If `num_classes` is 0, it is counted
     from the names or the labels.
 
     Raises:
-        DataError: arrays of different lengths, no examples, or values that are not what their name says.
+        DataError: the arrays have different lengths, no examples, or values that do not fit their name.
 
     Example:
         Dataset("mine", "train", {"image": pictures, "label": digits})
@@ -65,10 +65,10 @@ class Dataset:
     num_classes: int = 0
     label_names: tuple[str, ...] = ()
     levels: int | None = None
-    """Values a pixel can have, spread evenly over [-1, 1]; by default 256 of uint8 pictures, else 0 for real
-    numbers."""
+    """Number of values that a pixel can have, evenly spaced over [-1, 1]. By default it is 256 for uint8
+    pictures, and 0, which stands for real numbers, for others."""
     modes: Modes | None = None
-    """The modes of the distribution, where they are known."""
+    """The modes of the distribution, if they are known."""
 
     def __post_init__(self):
         arrays = {key: _checked(self.name, key, np.asarray(array)) for key, array in self.arrays.items()}
@@ -95,7 +95,7 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one example of "image" if there is one, else of "x", "a", "tokens", "audio"."""
+        """The shape of one example of "image" if there is one, else of "x", "a", "tokens" or "audio"."""
         return self.arrays[main_array(self.arrays)].shape[1:]
 
     def __len__(self) -> int:
@@ -110,7 +110,7 @@ class Dataset:
 
 
 class Source(Protocol):
-    """Examples by number, each a dict of compact arrays without a batch axis."""
+    """Examples by index, each a dict of compact arrays without a batch axis."""
 
     def __len__(self) -> int: ...
 
@@ -122,7 +122,7 @@ class StreamedDataset:
     """A data set read example by example.
 
     `source` is random-access: `len(source)`, and `source[i]`, for 0 <= i < len, is one example as a dict of
-    compact arrays without a batch axis ("image" (H, W, C) uint8, "label" ()). Indexed as a `Dataset` is.
+    compact arrays without a batch axis ("image" (H, W, C) uint8, "label" ()). It is indexed like a `Dataset`.
     """
 
     name: str
@@ -151,7 +151,7 @@ class StreamedDataset:
 
 
 def read(source: Source, rows: Sequence[int]) -> list[Mapping[str, np.ndarray]]:
-    """Examples of a source, through its `__getitems__` if it has one: some read many at once far faster."""
+    """Examples of a source, read by its `__getitems__` if it has one, which can be much faster."""
     rows = [int(row) for row in rows]
     return (
         list(source.__getitems__(rows)) if hasattr(source, "__getitems__") else [source[row] for row in rows]
@@ -176,7 +176,7 @@ class _Part:
 def take(
     dataset: Dataset | StreamedDataset, split: str, chosen: slice | np.ndarray
 ) -> Dataset | StreamedDataset:
-    """The chosen examples of `dataset`, as split `split` of it; the classes stay."""
+    """The chosen examples of `dataset` as its split `split`; the classes stay the same."""
     if isinstance(dataset, Dataset):
         arrays = {key: array[chosen] for key, array in dataset.arrays.items()}
         return dataclasses.replace(dataset, split=split, arrays=arrays)
@@ -187,7 +187,7 @@ def take(
 
 
 def in_order(dataset: Dataset | StreamedDataset, batch_size: int) -> Iterator[Batch]:
-    """Each example once, in order, as NumPy batches; the last may be short. For evaluation."""
+    """NumPy batches of every example once, in order, for evaluation; the last batch may be shorter."""
     if batch_size < 1:
         raise DataError(f"batch size must be at least 1, not {batch_size}")
     for start in range(0, len(dataset), batch_size):
@@ -195,24 +195,24 @@ def in_order(dataset: Dataset | StreamedDataset, batch_size: int) -> Iterator[Ba
 
 
 def check_split(name: str, split: str, splits: Iterable[str]) -> None:
-    """Raises a DataError that names the splits, if `split` is none of them."""
+    """Raises a DataError that names the available splits if `split` is not one of them."""
     if split not in splits:
         raise DataError(f"data set {name!r} has no split {split!r}: its splits are {', '.join(splits)}")
 
 
 def one_line(error: Exception) -> str:
-    """What another library's exception says, as the end of our own line."""
+    """The message of another library's exception on one line, to be appended to ours."""
     text = " ".join(str(error).split())
     return f"{text[:200]}..." if len(text) > 200 else text or type(error).__name__
 
 
 def main_array(names) -> str:
-    """The array whose shape is the data set's: "image" if there is one, else "x", "a", "tokens", "audio"."""
+    """The array that gives the data set its shape: "image" if present, else "x", "a", "tokens", "audio"."""
     return next((name for name in _MAIN if name in names), next(iter(names)))
 
 
 def _checked(dataset: str, key: str, array: np.ndarray) -> np.ndarray:
-    """`array` in the type its name promises."""
+    """`array` in the type that belongs to its name."""
     where = f"data set {dataset!r}: {key!r}"
     if array.ndim == 0 or array.dtype.kind not in "buif":
         raise DataError(

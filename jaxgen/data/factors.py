@@ -1,6 +1,6 @@
-"""Pictures whose causes are known: a shape at every size, angle and place (dSprites: Matthey et al. 2017).
+"""Pictures with known factors: a shape of every scale, orientation and place (dSprites: Matthey et al. 2017).
 
-Codes are disentangled if each stands for one of these factors; `evaluation.disentangle` measures it.
+Codes are disentangled if each of them represents one of these factors; `evaluation.disentangle` measures it.
 """
 
 import itertools
@@ -17,9 +17,9 @@ SHAPES = ("square", "ellipse", "heart")
 SCALES = (4.0, 5.0, 6.0, 7.0)
 """Pixels from the centre to the farthest point."""
 ORIENTATIONS = tuple(float(turn) for turn in np.arange(8) * np.pi / 16)
-"""Radians, anticlockwise; below a quarter turn, which a square does not show."""
+"""Radians, anticlockwise; below a quarter turn, under which a square does not change."""
 OFFSETS = (-7, -5, -3, -1, 1, 3, 5, 7)
-"""Pixels of the centre from the picture's, to the right and upwards."""
+"""Pixels from the centre of the picture to the centre of the shape, to the right and upwards."""
 
 FACTORS: dict[str, tuple] = {
     "shape": SHAPES,
@@ -28,15 +28,15 @@ FACTORS: dict[str, tuple] = {
     "x": OFFSETS,
     "y": OFFSETS,
 }
-"""The factors by name, in the order of the columns of "factors", with the values their integers stand for."""
+"""The factors by name, in the order of the columns of "factors", with the values of their integers."""
 
 _FINE = 8  # subpixels along a pixel
 
 
 def factors(split: str) -> Dataset:
-    """6,144 pictures (32, 32, 1), one of each combination of `FACTORS`; a fixed fifth of each shape is test.
+    """6,144 pictures (32, 32, 1), one for each combination of `FACTORS`; a fixed fifth of each shape is test.
 
-    "factors" (N, 5) has the number of each factor's value, 0, 1, ...; the label is the shape.
+    "factors" (N, 5) has the index of each factor's value, 0, 1, ...; the label is the shape.
     """
     sizes = [len(values) for values in FACTORS.values()]
     which = np.stack(np.meshgrid(*map(np.arange, sizes), indexing="ij"), -1).reshape(-1, len(sizes))
@@ -69,7 +69,7 @@ def _heart(x, y):
     return (x**2 + y**2 - 1) ** 3 <= x**2 * y**3
 
 
-# Whether points are inside, with the farthest of them 1 from the origin.
+# Whether points are inside a shape whose farthest point is at distance 1 from the origin.
 _SHAPES = {
     "square": lambda x, y: np.maximum(abs(x), abs(y)) <= np.sqrt(0.5),
     "ellipse": lambda x, y: x**2 + (2 * y) ** 2 <= 1,

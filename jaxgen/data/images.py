@@ -1,4 +1,4 @@
-"""Pictures: scikit-learn's digits, folders of image files, and decoding and resizing for every source."""
+"""Pictures: scikit-learn's digits, folders of image files, and decoding and resizing."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ _ORIENTATION = 0x0112
 
 
 def digits(split: str) -> Dataset:
-    """1,797 handwritten digits, (8, 8, 1), of which a fifth are the test split (Alpaydin & Kaynak 1998, UCI).
+    """1,797 handwritten digits, (8, 8, 1), of which a fifth is the test split (Alpaydin & Kaynak 1998, UCI).
 
-    Comes inside scikit-learn, so nothing is downloaded. The 17 grey levels are spread over 0 .. 255.
+    They are part of scikit-learn, so nothing is downloaded. The 17 grey levels are scaled to 0 .. 255.
     """
     from sklearn.datasets import load_digits
 
@@ -42,19 +42,19 @@ def held_out(label: np.ndarray) -> np.ndarray:
 
 
 def folder(path: Path, split: str, image_size: int | None = None) -> StreamedDataset:
-    """The image files of a folder, those of each subfolder a class; names sorted.
+    """The image files of a folder, in which each subfolder is a class; classes and files are sorted by name.
 
-    Subfolders `train` and `test` are the splits if they are there; else a fixed fifth of each class is test.
-    Pictures are gray if all of them are, else RGB; transparency shows white.
+    Subfolders `train` and `test` are the splits if they exist; otherwise a fixed fifth of each class is the
+    test split. Pictures are gray if all of them are, and RGB otherwise. Transparent pixels become white.
 
     Args:
         path: the folder.
-        split: "train" or "test", or what the folder calls its splits.
-        image_size: pixels; the shorter side is brought to it, antialiased, and the centre cut out. Without
-            it, pictures of more than one size are an error.
+        split: "train" or "test", or the name of one of the folder's splits.
+        image_size: pixels; the shorter side is resized to it with antialiasing, and the centre is cropped.
+            Without it, pictures of more than one size are an error.
 
     Raises:
-        DataError: no pictures, different sizes, or a file that is not a picture, by its name.
+        DataError: there are no pictures, pictures of different sizes, or a file that is not a picture.
     """
     name = f"folder:{path}"
     if not path.is_dir():
@@ -110,7 +110,7 @@ def decode(file, channels: int, image_size: int | None, name: str) -> np.ndarray
     """The picture in `file`, a path or a binary stream, as (H, W, channels) uint8.
 
     Raises:
-        DataError: the file is damaged or not a picture; `name` says which.
+        DataError: the file is damaged or not a picture; the message contains `name`.
     """
     from PIL import Image, ImageOps
 
@@ -132,7 +132,7 @@ def decode(file, channels: int, image_size: int | None, name: str) -> np.ndarray
 
 
 def resized(dataset: Dataset, image_size: int) -> Dataset:
-    """`dataset` with its pictures brought to (image_size, image_size), as `folder` does."""
+    """`dataset` with its pictures resized to (image_size, image_size), as in `folder`."""
     from PIL import Image
 
     pictures = dataset.arrays.get("image")
@@ -146,7 +146,7 @@ def resized(dataset: Dataset, image_size: int) -> Dataset:
 
 
 def _fit(image, image_size: int | None) -> np.ndarray:
-    """A PIL image, its shorter side resized and its centre cut out, as (H, W, C) uint8."""
+    """A PIL image as (H, W, C) uint8, after the shorter side is resized and the centre is cropped."""
     from PIL import Image, ImageOps
 
     if image_size is not None and image.size != (image_size, image_size):
@@ -156,7 +156,7 @@ def _fit(image, image_size: int | None) -> np.ndarray:
 
 
 def _header(file: str) -> tuple[tuple[int, int], bool]:
-    """(width, height) of a picture as it is meant to be seen, and whether it is gray."""
+    """(width, height) of a picture in its intended orientation, and whether it is gray."""
     from PIL import Image
 
     try:
@@ -173,7 +173,7 @@ def _header(file: str) -> tuple[tuple[int, int], bool]:
 
 
 def _labelled(name: str, root: Path) -> list[tuple[str, str]]:
-    """(file, class) of every picture in `root`: the class is the subfolder, or "" where there are none."""
+    """(file, class) of every picture in `root`; the class is the subfolder, or "" without subfolders."""
     loose = _pictures(root.iterdir())
     inside = [(str(f), sub.name) for sub in _subfolders(root) for f in _pictures(sub.rglob("*"))]
     if loose and inside:

@@ -1,6 +1,6 @@
 """Points in the plane: mixtures whose modes can be counted, and two interleaved moons.
 
-The mixtures have the numbers of Lin et al. 2018: 100,000 points to train on.
+The mixtures follow Lin et al. 2018 and have 100,000 training points.
 """
 
 import numpy as np
@@ -30,12 +30,12 @@ def grid_centers() -> np.ndarray:
 
 
 def ring(split: str) -> Dataset:
-    """Draws of 8 Gaussians on the unit circle, std 0.01; the label is the component."""
+    """Draws from 8 Gaussians on the unit circle with std 0.01; the label is the component."""
     return _mixture("ring", split, ring_centers(), RING_STD)
 
 
 def grid(split: str) -> Dataset:
-    """Draws of 25 Gaussians on a 5 x 5 grid of spacing 2, std 0.05; the label is the component."""
+    """Draws from 25 Gaussians on a 5 x 5 grid of spacing 2 with std 0.05; the label is the component."""
     return _mixture("grid", split, grid_centers(), GRID_STD)
 
 

@@ -1,7 +1,7 @@
-"""Downloading and preparing a set of the tensorflow-datasets catalogue.
+"""Downloading and preparing a data set of the tensorflow-datasets catalogue.
 
-Reading a prepared set needs no TensorFlow; preparing one mostly does. TFDS retries for minutes without a
-network and then prints pages, so whether the set's host answers is asked first.
+Reading a prepared data set does not need TensorFlow, but preparing one usually does. Without a network TFDS
+retries for minutes and then prints pages of tracebacks, so this module first checks that the host answers.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ _PATIENCE = 4.0
 
 
 def prepare(folder: Path, name: str) -> Path:
-    """Downloads and prepares a set the catalogue knows; where it went."""
+    """Download and prepare a data set of the catalogue; returns its folder."""
     import tensorflow_datasets as tfds
 
     base, *variant = re.split("[/:]", name)
@@ -48,7 +48,7 @@ def prepare(folder: Path, name: str) -> Path:
 
 
 def unreachable(url: str) -> str:
-    """The host of `url` if it does not answer within seconds, else ""."""
+    """The host of `url` if it does not answer within a few seconds, else ""."""
     parts = urllib.parse.urlsplit(url)
     answered = threading.Event()
 

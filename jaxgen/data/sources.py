@@ -1,4 +1,4 @@
-"""Data sets by name, and parts of them by split string."""
+"""Data sets by name, and their parts by split string."""
 
 import difflib
 import functools
@@ -16,7 +16,7 @@ from jaxgen.data import arrays, catalogue, images, stacked
 from jaxgen.data.dataset import DataError, Dataset, StreamedDataset, check_split, read, take
 
 WHOLE_LIMIT = 2**30
-"""Bytes of pictures, as uint8, up to which a data set is read whole; larger ones are streamed."""
+"""Data sets with at most so many bytes of uint8 pictures are read into memory; larger ones are streamed."""
 
 _CHUNK = 512
 
@@ -25,7 +25,7 @@ _CHUNK = 512
 def built_in() -> dict[str, Callable[[str], Dataset]]:
     """The data sets that need no file and no network: {name: function of the split}.
 
-    They are what the modules of this package list as their `BUILT_IN`.
+    They are collected from the `BUILT_IN` of the modules of this package.
     """
     package = Path(__file__).parent
     names = sorted(info.name for info in pkgutil.iter_modules([str(package)]) if info.name != "sources")
@@ -34,7 +34,7 @@ def built_in() -> dict[str, Callable[[str], Dataset]]:
 
 
 def names() -> tuple[str, ...]:
-    """The data sets that need no file and no network."""
+    """Names of the data sets that need no file and no network."""
     return tuple(built_in())
 
 
@@ -45,16 +45,16 @@ def load(
 
     Args:
         name: one of `names()`; "folder:PATH", "npz:PATH" or "idx:PATH"; a name of the tensorflow-datasets
-            catalogue, such as "mnist" or "cycle_gan/horse2zebra"; or "stacked_mnist", made of its "mnist".
-        split: "train", "test" or another that the set has, or a slice of one: "train[:50000]", "train[90%:]".
-        data_dir: where prepared sets of the catalogue are; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
-        image_size: pixels; brings pictures to this height and width (shorter side resized, centre cut out).
+            catalogue, such as "mnist" or "cycle_gan/horse2zebra"; or "stacked_mnist", which is made of MNIST.
+        split: "train", "test" or another split, or a slice such as "train[:50000]" or "train[90%:]".
+        data_dir: folder of prepared data sets; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+        image_size: pixels; the shorter side of pictures is resized to it, and the centre is cropped.
 
     Returns:
-        The set held whole if it takes at most `WHOLE_LIMIT` bytes, else one that is read as it is used.
+        The data set in memory if it has at most `WHOLE_LIMIT` bytes, else one that is read while it is used.
 
     Raises:
-        DataError: an unknown name or split, a missing or damaged file: one line that says what to do.
+        DataError: the name or split is unknown, or a file is missing or damaged; one line says what to do.
     """
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size must be at least 1 pixel, not {image_size}")
@@ -87,7 +87,7 @@ def load(
 
 
 def parse_split(split: str) -> tuple[str, Callable[[int], slice]]:
-    """The split's name, and a function from its number of examples to the slice asked for."""
+    """The name of the split, and a function from its number of examples to the requested slice."""
     match = re.fullmatch(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
     if not match:
         raise DataError(f"split {split!r} is not understood: write train, train[:50000] or train[90%:]")
@@ -111,7 +111,7 @@ def _read_whole(streamed: StreamedDataset) -> Dataset:
             for key, value in example.items():
                 whole[key][row] = value
 
-    # Of small pictures most time goes to Python itself, which threads only make wait for one another.
+    # For small pictures most of the time is spent in the Python interpreter, where threads do not help.
     workers = 1 if math.prod(streamed.shape) < 2**12 else None
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(fill, range(0, len(streamed), _CHUNK)))

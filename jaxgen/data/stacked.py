@@ -1,4 +1,4 @@
-"""Pictures of three digits, one in each colour channel: a thousand modes that a classifier can count."""
+"""Pictures of three digits, one per colour channel: a thousand modes, which a classifier can count."""
 
 import numpy as np
 
@@ -9,9 +9,9 @@ _SEEDS = {"train": 0, "test": 1}
 
 
 def stacked(name: str, digits: Dataset, size: int) -> Dataset:
-    """`size` draws of three of `digits` as red, green and blue (Metz et al. 2017; Lin et al. 2018).
+    """`size` draws of three of `digits`, as red, green and blue channels (Metz et al. 2017; Lin et al. 2018).
 
-    The label writes the three in a row: 100 red + 10 green + blue.
+    The label is 100 red + 10 green + blue.
     """
     # RandomState, because NumPy keeps its streams from version to version and its Generator's not.
     rows = np.random.RandomState(_SEEDS[digits.split]).randint(len(digits), size=(size, 3))

@@ -27,12 +27,12 @@ def term(
     Args:
         prediction: of the `target`, (B, ...).
         exponent: f of a learned variance beta^f posterior^(1 - f), 0 to 1, (B, ...); None for that named.
-        levels: values of a pixel, spread over [-1, 1]; 0 for a density.
+        levels: values of a pixel, spread over [-1, 1], to which x0 is rounded at t = 0; 0 for a density.
     """
     estimate = processes.convert(gaussian, prediction, x_t, t, target, "x0")
     mean, _ = processes.posterior(gaussian, estimate, x_t, t)
     true_mean, _ = processes.posterior(gaussian, x0, x_t, t)
-    row = lambda table: jnp.float32(table)[t].reshape(-1, *(1,) * (x0.ndim - 1))
+    row = lambda table: processes.spread(jnp.float32(table)[t], x0)
     large, small = (row(table) for table in log_variances(gaussian))
     if exponent is not None:
         log_variance = exponent * large + (1 - exponent) * small
@@ -40,10 +40,20 @@ def term(
         log_variance = jnp.broadcast_to(large if variance == "fixed_large" else small, x0.shape)
     kl = distributions.kl_normal(true_mean, jnp.broadcast_to(small, x0.shape), mean, log_variance)
     if levels:
-        log_prob = distributions.discretized_normal_log_prob(x0, mean, log_variance, levels)
+        log_prob = distributions.discretized_normal_log_prob(rounded(x0, levels), mean, log_variance, levels)
     else:
         log_prob = distributions.normal_log_prob(x0, mean, log_variance)
     return jnp.where(t == 0, -log_prob, kl)
+
+
+def rounded(x: Array, levels: int) -> Array:
+    """x at the nearest of `levels` values spread over [-1, 1]; as it is for 0 of them.
+
+    Pictures of few levels are kept in 8 bits, so that their values are a little off.
+    """
+    if not levels:
+        return x
+    return jnp.round((x + 1) / 2 * (levels - 1)) / (levels - 1) * 2 - 1
 
 
 def prior_term(gaussian: processes.Gaussian, x0: Array) -> Array:

@@ -14,8 +14,8 @@ along the flow of a trained `edm` takes x. The levels grow in number with time: 
 far ones what to start from.
 
 The defaults are the recipe of Song & Dhariwal 2024: levels double in number, s is log-normal, w is one over
-s - s', and f_ has the parameters being trained. The first paper trains by curriculum "root" with 1 to 150
-intervals and target_decay 0.9, distils with 17 intervals throughout, both with levels and weights "uniform".
+s - s', and f_ has the parameters being trained. The first paper trains by curriculum `Root()` and
+with target_decay 0.9, distils with 17 intervals throughout, both with uniform levels and weights.
 
 Departs from the papers: Adam, not rectified; no learned distance of pictures. The level is embedded by the
 sinusoids of `edm`, but of 10 c_noise in place of 1000: neighbours agree the sooner the smoother f is in s.
@@ -32,13 +32,12 @@ import numpy as np
 import optax
 from jax import Array
 
-from jaxgen import distributions
-from jaxgen.diffusion import edm, networks, schedules
+from jaxgen import distributions, values
+from jaxgen.diffusion import edm, guidance, networks, scan, schedules
+from jaxgen.diffusion.curricula import Distillation, Doubling, Fixed, LogNormal, Root, Training, Uniform
+from jaxgen.diffusion.guidance import Label
+from jaxgen.diffusion.processes import spread
 from jaxgen.types import Batch, Metrics, observed
-
-TRAINING = {"log_level_mean", "log_level_std", "dropout", "learning_rate", "warmup_steps", "decay_steps"}
-TRAINING |= {"gradient_clip", "ema_decay", "optimizer"}
-"""Fields of the config that a student does not take from its teacher: how it is trained."""
 
 
 @jax.tree_util.register_static
@@ -46,30 +45,20 @@ TRAINING |= {"gradient_clip", "ema_decay", "optimizer"}
 class Config(networks.Config):
     """Hyperparameters of a consistency model, beside those of `networks`."""
 
-    objective: Literal["training", "distillation"] = "training"
-    """Learn from data alone, or from the flow of a teacher, which `distil` puts into the state."""
-    data_std: float = 0.5
-    """Standard deviation of the data."""
+    objective: Training | Distillation = Training()
+    """What neighbours are learned from."""
+    data_std: float | None = None
+    """Standard deviation of the data; by default `from_data` measures it, and 0.5 is taken until it has."""
     smallest_level: float = 0.002
     """Noise level at which a sample is taken for data."""
     largest_level: float = 80.0
     """Noise level from which one call makes data."""
     exponent: float = 7.0
     """Levels are equal steps of their root of this order: the higher, the more small ones."""
-    curriculum: Literal["doubling", "root"] = "doubling"
-    """How the intervals between levels grow in number: in stages of equal length, or as the root of time."""
-    first_intervals: int = 10
-    """Intervals between levels at first."""
-    last_intervals: int = 1280
-    """Intervals between levels in the end."""
-    curriculum_steps: int = 10_000
-    """Steps the curriculum takes, usually all of the run."""
-    levels: Literal["lognormal", "uniform"] = "lognormal"
-    """How often the levels are met in training: as those of a log-normal distribution, or equally."""
-    log_level_mean: float = -1.1
-    """lognormal only: mean of the logarithm of the level."""
-    log_level_std: float = 2.0
-    """lognormal only: standard deviation of the logarithm of the level."""
+    curriculum: Doubling | Root | Fixed | values.Value = Doubling()
+    """How the intervals between levels grow in number."""
+    distribution: LogNormal | Uniform | values.Value = LogNormal()
+    """How often the levels are met in training."""
     weights: Literal["inverse", "uniform"] = "inverse"
     """Weight of a pair: one over the difference of its levels, or one."""
     huber_scale: float = 0.00054
@@ -77,8 +66,6 @@ class Config(networks.Config):
     target_decay: float = 0.0
     """Decay of the averaged parameters of the target at the first number of levels, nearer to 1 with more; 0
     for the parameters being trained."""
-    embedding_scale: float = 10.0
-    """c_noise is embedded times this: the larger, the better the network can tell levels apart."""
 
 
 class State(NamedTuple):
@@ -93,75 +80,57 @@ class State(NamedTuple):
     teacher: Any  # parameters of the teacher, () in training on data alone
 
 
+def from_data(dataset: Any, cfg: Config) -> Config:
+    """The config with the standard deviation of a data set, where it has none: see `edm.from_data`."""
+    std = edm.from_data(dataset, edm.Config(data_std=cfg.data_std)).data_std
+    return dataclasses.replace(cfg, data_std=std)
+
+
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state, its teacher as untrained as itself (see `distil`); `batch` is not used.
 
-    Raises ValueError for a shape the network cannot take, and for a curriculum that shrinks.
+    Raises ValueError for a shape the network cannot take.
     """
     del batch
-    networks.check(cfg)
-    if not 1 <= cfg.first_intervals <= cfg.last_intervals:
-        raise ValueError(
-            f"levels grow in number, from {cfg.first_intervals} intervals to {cfg.last_intervals} they do not"
-        )
     params_key, step_key = jax.random.split(key)
-    label = jnp.zeros(1, jnp.int32) if cfg.conditional else None
-    inputs = jnp.zeros((1, *cfg.shape)), jnp.zeros(1), label, False
-    params = networks.build(cfg).init(params_key, *inputs).get("params", {})
+    params = networks.init(params_key, cfg)
     return _start(step_key, params, params, cfg)
 
 
 def distil(key: Array, teacher: edm.State, teacher_cfg: edm.Config, cfg: Config) -> tuple[Config, State]:
     """The config and first state of a student of a trained `edm`, started from its averaged parameters.
 
-    The config is `cfg` with the data, the levels and the network of the teacher. To train the student with
-    `fit`, give it the state as `start`.
+    The config is `cfg` with the data, the levels and the network of the teacher, but for its dropout. To
+    train the student with `fit`, give it the state as `start`.
     """
-    names = {field.name for field in dataclasses.fields(Config)} - TRAINING
-    shared = {name: getattr(teacher_cfg, name) for name in names if hasattr(teacher_cfg, name)}
-    cfg = dataclasses.replace(cfg, objective="distillation", embedding_scale=1000.0, **shared)
+    names = ("shape", "num_classes", "conditional", "dtype", "data_std", "smallest_level", "largest_level")
+    shared = {name: getattr(teacher_cfg, name) for name in (*names, "exponent")}
+    network = teacher_cfg.network
+    if hasattr(network, "dropout"):
+        network = network.clone(dropout=getattr(cfg.network, "dropout", 0.0))
+    cfg = dataclasses.replace(cfg, objective=Distillation(), network=network, **shared)
     return cfg, _start(key, teacher.ema, teacher.ema, cfg)
 
 
 def preconditioners(level: Array, cfg: Config) -> tuple[Array, Array, Array, Array]:
     """c_skip, c_out, c_in and c_noise of levels (B,), each (B,); the first are 1 and 0 at the smallest."""
-    above, total = level - cfg.smallest_level, jnp.sqrt(level**2 + cfg.data_std**2)
-    skip = cfg.data_std**2 / (above**2 + cfg.data_std**2)
-    return skip, cfg.data_std * above / total, 1 / total, 0.25 * jnp.log(level)
-
-
-def num_intervals(step: Array | int, cfg: Config) -> Array:
-    """Intervals between the levels at a step of training, () int32: one fewer than the levels."""
-    first, last, total = cfg.first_intervals, cfg.last_intervals, cfg.curriculum_steps
-    if cfg.curriculum == "doubling":
-        stage = max(int(total / (math.log2(last // first) + 1)), 1)
-        doublings = jnp.minimum(jnp.asarray(step) // stage, (last // first).bit_length())
-        return jnp.minimum(first * 2**doublings, last).astype(jnp.int32)
-    share = jnp.minimum(jnp.asarray(step) / total, 1.0)
-    root = jnp.sqrt(share * ((last + 1) ** 2 - (first + 1) ** 2) + (first + 1) ** 2)
-    return jnp.clip(jnp.ceil(root - 1), first, last).astype(jnp.int32)
+    std, above = edm.data_std(cfg), level - cfg.smallest_level
+    total = jnp.sqrt(level**2 + std**2)
+    skip = std**2 / (above**2 + std**2)
+    return skip, std * above / total, 1 / total, 0.25 * jnp.log(level)
 
 
 def noise_level(index: Array, intervals: Array | int, cfg: Config) -> Array:
     """Level of an index from 0, the smallest, to `intervals`, the largest."""
-    small, large = _roots(cfg)
+    small, large = (level ** (1 / cfg.exponent) for level in (cfg.smallest_level, cfg.largest_level))
     return (small + index / intervals * (large - small)) ** cfg.exponent
 
 
 def draw_index(key: Array, n: int, intervals: Array | int, cfg: Config) -> Array:
-    """Indices of the lower of two neighbouring levels, (n,) int32.
-
-    Those of a log-normal level within the range, rounded down to the levels there are: as likely as the
-    distribution has mass between the neighbours.
-    """
-    if cfg.levels == "uniform":
-        return jax.random.randint(key, (n,), 0, intervals)
-    ends = (math.log(cfg.smallest_level), math.log(cfg.largest_level))
-    low, high = ((end - cfg.log_level_mean) / cfg.log_level_std for end in ends)
-    log_level = cfg.log_level_mean + cfg.log_level_std * jax.random.truncated_normal(key, low, high, (n,))
-    small, large = _roots(cfg)
-    position = (jnp.exp(log_level / cfg.exponent) - small) / (large - small)
-    return jnp.clip((position * intervals).astype(jnp.int32), 0, intervals - 1)
+    """Indices of the lower of two neighbouring levels, (n,) int32."""
+    distribution: Any = cfg.distribution
+    ends = (cfg.smallest_level, cfg.largest_level)
+    return distribution(key, n, intervals, *ends, cfg.exponent)
 
 
 def loss(
@@ -178,21 +147,26 @@ def loss(
     Args:
         intervals: between the levels; as many as the curriculum ends with by default.
         target: parameters of the target; by default `params`, without their gradient.
-        teacher: parameters of the denoiser whose flow joins the neighbours; by default they share the noise.
+        teacher: parameters of the denoiser whose flow joins the neighbours, for distillation.
+
+    Raises ValueError for distillation without a teacher.
     """
+    if cfg.objective.has_teacher and teacher is None:
+        raise ValueError("distillation learns from a teacher: give its parameters, see `distil`")
     index_key, noise_key, dropout_key = jax.random.split(key, 3)
     y = observed(batch)
     count = y.shape[0]
-    intervals = cfg.last_intervals if intervals is None else intervals
+    curriculum: Any = cfg.curriculum
+    intervals = curriculum.last if intervals is None else intervals
     index = draw_index(index_key, count, intervals, cfg)
     low, high = (noise_level(i, intervals, cfg).astype(y.dtype) for i in (index, index + 1))
     noise = jax.random.normal(noise_key, y.shape, y.dtype)
-    label = networks.labels(batch.get("label"), count, cfg)
-    x = y + _spread(high, y) * noise
-    if teacher is None:
-        near = y + _spread(low, y) * noise
-    else:
+    label = guidance.of_batch(batch, cfg)
+    x = y + spread(high, y) * noise
+    if cfg.objective.has_teacher:
         near = _heun(teacher, x, high, low, label, cfg)
+    else:
+        near = y + spread(low, y) * noise
     wanted = _apply(params if target is None else target, near, low, label, cfg, dropout_key)
     error = _apply(params, x, high, label, cfg, dropout_key) - jax.lax.stop_gradient(wanted)
     square = distributions.sum_per_example(error**2)
@@ -206,17 +180,19 @@ def loss(
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One step on `batch["image"]` or `batch["x"]`, (B, *shape), `batch["label"]` (B,) if conditional."""
     key = jax.random.fold_in(state.key, state.step)
-    intervals = num_intervals(state.step, cfg)
+    curriculum: Any = cfg.curriculum
+    intervals = curriculum(state.step)
     target = state.target if cfg.target_decay else None
-    teacher = state.teacher if cfg.objective == "distillation" else None
+    teacher = state.teacher if cfg.objective.has_teacher else None
     gradient = jax.grad(loss, has_aux=True)
     grads, metrics = gradient(state.params, batch, key, cfg, intervals, target, teacher)
-    updates, opt_state = networks.optimizer(cfg).update(grads, state.opt_state, state.params)
+    optimizer = values.gradient_transformation(cfg.optimizer)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = networks.average(state.ema, params, state.step, cfg.ema_decay)
+    ema = cfg.average(state.ema, params, state.step)
     after = {"params": params, "opt_state": opt_state, "ema": ema}
     if cfg.target_decay:
-        decay = cfg.target_decay ** ((cfg.first_intervals + 1) / (intervals + 1))
+        decay = cfg.target_decay ** ((curriculum.first + 1) / (intervals + 1))
         after["target"] = optax.incremental_update(params, state.target, 1 - decay)
     metrics = {**metrics, "grad_norm": optax.tree.norm(grads), "intervals": jnp.float32(intervals)}
     return state._replace(step=state.step + 1, **after), metrics
@@ -227,41 +203,47 @@ def sample(
     state: State,
     n: int,
     cfg: Config,
-    label: Array | int | None = None,
+    label: Label = None,
     *,
-    steps: int = 1,
+    steps: int | None = None,
     levels: Any = None,
 ) -> Array:
-    """n draws by the averaged parameters, (n, *shape), in `steps` network calls.
+    """n draws by the averaged parameters, (n, *shape), in `steps` network calls, one by default.
 
     They start at the largest level and, on more than one, noise the result to lower `levels`, decreasing from
     the first to take its place, by default in equal steps of their root down to the smallest, which is left
     out. If conditional, of the `label` given, one for all or (n,), else of labels drawn uniformly.
 
-    Raises ValueError for a label of an unconditional model, and for levels that do not decrease.
+    Raises ValueError for a label of an unconditional model, for a label of no class, for levels that do not
+    decrease, and for both steps and levels.
     """
-    noise_key, label_key = jax.random.split(key)
-    if cfg.conditional and label is None:
-        label = jax.random.randint(label_key, (n,), 0, cfg.num_classes)
-    if levels is None:
-        levels = schedules.karras(steps + 1, cfg.smallest_level, cfg.largest_level, cfg.exponent)[:-1]
-    nothing = jnp.zeros((n, *cfg.shape))
-    return multistep(function(state, cfg, label), nothing, levels, noise_key, cfg.smallest_level)
+    return _path(key, state, n, cfg, label, steps, levels).end()
 
 
-def function(state: State, cfg: Config, label: Array | int | None = None) -> Callable[[Array, Array], Array]:
+def trajectory(
+    key: Array, state: State, n: int, cfg: Config, label: Label = None, *, frames: int = 1, **options: Any
+) -> Array:
+    """What the calls for the draws that `sample` returns give one after another, those being the last.
+
+    (frames, n, *shape). The options are those of `sample`. Raises ValueError as `sample` does, and for more
+    frames than calls.
+    """
+    return _path(key, state, n, cfg, label, **options).frames(frames)
+
+
+def function(state: State, cfg: Config, label: Label = None) -> Callable[[Array, Array], Array]:
     """The averaged f(x, level), of x (B, *shape) and levels (B,) -> (B, *shape).
 
-    Raises ValueError for a label of an unconditional model.
+    Raises ValueError for a label of an unconditional model, and for a label of no class.
     """
-    if not cfg.conditional and label is not None:
-        raise ValueError("an unconditional model takes no label: train with conditional")
-    return lambda x, level: _apply(state.ema, x, level, networks.labels(label, x.shape[0], cfg), cfg)
+    predict = lambda x, level, label: _apply(state.ema, x, level, label, cfg)
+    return guidance.guided(predict, label, None, cfg)
 
 
+@scan.Sampler
 def multistep(
     consistency: Callable[[Array, Array], Array], x: Array, levels: Any, key: Array, smallest: float
-) -> Array:
+) -> scan.Path:
     """Data x (B, ...) noised to each of decreasing `levels` (S,) and mapped back, in turn, (B, ...).
 
     From zeros and a large first level these are samples; from data and a smaller one, variations of them.
@@ -270,23 +252,33 @@ def multistep(
     levels = np.asarray(levels, np.float64)
     if levels.ndim != 1 or not len(levels) or np.any(np.diff(levels) >= 0) or levels[-1] <= smallest:
         raise ValueError(f"levels are a row of at least one number, decreasing to above {smallest}")
-    added = np.sqrt(levels**2 - smallest**2)
 
-    def step(x, row):
-        level, std, index = row
-        x = x + std * jax.random.normal(jax.random.fold_in(key, index), x.shape, x.dtype)
-        return consistency(x, jnp.full(x.shape[0], level)), None
+    def step(x, row, index):
+        x = x + row["added"] * scan.noise(key, index, x)
+        return consistency(x, scan.times(row["level"], x))
 
-    rows = jnp.asarray(levels, x.dtype), jnp.asarray(added, x.dtype), jnp.arange(len(levels))
-    return jax.lax.scan(step, x, rows)[0]
+    return scan.Path(step, x, {"level": levels, "added": np.sqrt(levels**2 - smallest**2)})
+
+
+def _path(key, state, n, cfg, label, steps=None, levels=None):
+    noise_key, label_key = jax.random.split(key)
+    if levels is None:
+        steps = 1 if steps is None else steps
+        if steps < 1:
+            raise ValueError(f"a sampler takes at least 1 step, not {steps}")
+        levels = schedules.karras(steps + 1, cfg.smallest_level, cfg.largest_level, cfg.exponent)[:-1]
+    elif steps is not None:
+        raise ValueError("give the number of steps or the levels, not both")
+    model = function(state, cfg, guidance.drawn(label_key, label, n, cfg))
+    return multistep.path(model, jnp.zeros((n, *cfg.shape)), levels, noise_key, cfg.smallest_level)
 
 
 def _start(key, params, teacher, cfg):
     copy = lambda tree: jax.tree.map(jnp.copy, tree)
     params = copy(params)
     target = copy(params) if cfg.target_decay else ()
-    teacher = copy(teacher) if cfg.objective == "distillation" else ()
-    opt_state = networks.optimizer(cfg).init(params)
+    teacher = copy(teacher) if cfg.objective.has_teacher else ()
+    opt_state = values.gradient_transformation(cfg.optimizer).init(params)
     return State(jnp.zeros((), jnp.int32), key, params, opt_state, copy(params), target, teacher)
 
 
@@ -295,25 +287,15 @@ def _heun(teacher, x, level, following, label, cfg):
 
     def slope(x, level):
         denoised = _apply(teacher, x, level, label, cfg, coefficients=edm.preconditioners)
-        return (x - denoised) / _spread(level, x)
+        return (x - denoised) / spread(level, x)
 
-    change = _spread(following - level, x)
+    change = spread(following - level, x)
     first = slope(x, level)
     return x + change * 0.5 * (first + slope(x + change * first, following))
 
 
 def _apply(params, x, level, label, cfg, dropout_key=None, coefficients=preconditioners):
     skip, out, into, noise = coefficients(level, cfg)
-    rngs = None if dropout_key is None else {"dropout": dropout_key}
-    inputs = _spread(into, x) * x, cfg.embedding_scale * noise, label, dropout_key is not None
-    output = jnp.asarray(networks.build(cfg).apply({"params": params}, *inputs, rngs=rngs))
-    output = output.astype(jnp.promote_types(output.dtype, jnp.float32))
-    return _spread(skip, x) * x + _spread(out, x) * output
-
-
-def _roots(cfg):
-    return (level ** (1 / cfg.exponent) for level in (cfg.smallest_level, cfg.largest_level))
-
-
-def _spread(row, x):
-    return row.reshape(row.shape + (1,) * (x.ndim - row.ndim))
+    noise = cfg.objective.embedding_scale * noise
+    output = networks.apply(params, spread(into, x) * x, noise, label, cfg, dropout_key)
+    return spread(skip, x) * x + spread(out, x) * output

@@ -15,7 +15,7 @@ augmentation of the training pictures.
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,18 @@ import numpy as np
 import optax
 from jax import Array
 
-from jaxgen import distributions
-from jaxgen.diffusion import networks, samplers, schedules
+from jaxgen import distributions, values
+from jaxgen.diffusion import networks, samplers, scan, schedules
+from jaxgen.diffusion.guidance import Label, drawn, dropped, guided
+from jaxgen.diffusion.level_samplers import Ancestral, Heun
+from jaxgen.diffusion.processes import spread
 from jaxgen.types import Batch, Metrics, observed
+
+DATA_STD = 0.5
+"""Standard deviation of the paper's pictures, for data that nobody has measured."""
+
+MEASURED = 2000
+"""Examples of which `from_data` takes the standard deviation, at most."""
 
 SCORE_LEVELS = (0.1, 0.2, 0.4, 0.8)
 """Noise levels, in units of the data's standard deviation, at which `score` looks."""
@@ -37,9 +46,9 @@ class Config(networks.Config):
     """Hyperparameters of EDM, beside those of `networks`."""
 
     label_dropout: float = 0.1
-    """Conditional only: share of training examples whose label is withheld."""
-    data_std: float = 0.5
-    """Standard deviation of the data."""
+    """Share of training examples whose label is withheld from a conditional model."""
+    data_std: float | None = None
+    """Standard deviation of the data; by default `from_data` measures it, and 0.5 is taken until it has."""
     log_level_mean: float = -1.2
     """Mean of the logarithm of the training noise level."""
     log_level_std: float = 1.2
@@ -50,8 +59,8 @@ class Config(networks.Config):
     """First noise level of the sampler."""
     exponent: float = 7.0
     """Levels of the sampler are equal steps of their root of this order: the higher, the more small ones."""
-    sampling_steps: int = 18
-    """Noise levels of `sample` where it is not told; Heun's method calls the network twice a level."""
+    sampler: Heun | Ancestral | values.Value = Heun()
+    """How `sample` draws where it is not told."""
 
 
 class State(NamedTuple):
@@ -64,22 +73,39 @@ class State(NamedTuple):
     ema: Any  # averaged parameters
 
 
+def from_data(dataset: Any, cfg: Config) -> Config:
+    """The config with the standard deviation of a data set, where it has none.
+
+    That is of at most MEASURED examples, spread over the data set, to three digits, so that machines which
+    sum in another order agree.
+    """
+    if cfg.data_std is not None:
+        return cfg
+    rows = np.unique(np.linspace(0, len(dataset) - 1, MEASURED).astype(int))
+    std = float(np.std(np.asarray(observed(dataset[rows]), np.float64)))
+    return dataclasses.replace(cfg, data_std=float(f"{std:.3g}"))
+
+
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state; `batch` is not used. Raises ValueError for a shape the network cannot take."""
     del batch
-    networks.check(cfg)
     params_key, step_key = jax.random.split(key)
-    label = jnp.zeros(1, jnp.int32) if cfg.conditional else None
-    inputs = jnp.zeros((1, *cfg.shape)), jnp.zeros(1), label, False
-    params = networks.build(cfg).init(params_key, *inputs).get("params", {})
+    params = networks.init(params_key, cfg)
     ema = jax.tree.map(jnp.copy, params)
-    return State(jnp.zeros((), jnp.int32), step_key, params, networks.optimizer(cfg).init(params), ema)
+    opt_state = values.gradient_transformation(cfg.optimizer).init(params)
+    return State(jnp.zeros((), jnp.int32), step_key, params, opt_state, ema)
 
 
 def preconditioners(level: Array, cfg: Config) -> tuple[Array, Array, Array, Array]:
     """c_skip, c_out, c_in and c_noise of noise levels (B,), each (B,)."""
-    total = jnp.sqrt(level**2 + cfg.data_std**2)
-    return (cfg.data_std / total) ** 2, level * cfg.data_std / total, 1 / total, 0.25 * jnp.log(level)
+    std = data_std(cfg)
+    total = jnp.sqrt(level**2 + std**2)
+    return (std / total) ** 2, level * std / total, 1 / total, 0.25 * jnp.log(level)
+
+
+def data_std(cfg: Any) -> float:
+    """The standard deviation of the data that a config goes by."""
+    return DATA_STD if cfg.data_std is None else cfg.data_std
 
 
 def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Metrics]:
@@ -90,12 +116,8 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Met
     y = observed(batch)
     count = y.shape[0]
     level = jnp.exp(cfg.log_level_mean + cfg.log_level_std * jax.random.normal(level_key, (count,)))
-    x = y + _spread(level, y) * jax.random.normal(noise_key, y.shape)
-    label = networks.labels(batch.get("label"), count, cfg)
-    if label is not None:
-        dropped = jax.random.bernoulli(label_key, cfg.label_dropout, (count,))
-        label = jnp.where(dropped, cfg.num_classes, label)
-    error = _denoise(params, x, level, label, cfg, dropout_key) - y
+    x = y + spread(level, y) * jax.random.normal(noise_key, y.shape)
+    error = _denoise(params, x, level, dropped(label_key, batch, cfg), cfg, dropout_key) - y
     mse = distributions.sum_per_example(error**2) / y[0].size
     value = (mse / preconditioners(level, cfg)[1] ** 2).mean()
     return value, {"loss": value, "mse": mse.mean()}
@@ -105,9 +127,10 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     """One step on `batch["image"]` or `batch["x"]`, (B, *shape), `batch["label"]` (B,) if conditional."""
     key = jax.random.fold_in(state.key, state.step)
     grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key, cfg)
-    updates, opt_state = networks.optimizer(cfg).update(grads, state.opt_state, state.params)
+    optimizer = values.gradient_transformation(cfg.optimizer)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = networks.average(state.ema, params, state.step, cfg.ema_decay)
+    ema = cfg.average(state.ema, params, state.step)
     metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
     return State(state.step + 1, state.key, params, opt_state, ema), metrics
 
@@ -117,60 +140,45 @@ def sample(
     state: State,
     n: int,
     cfg: Config,
-    label: Array | int | None = None,
+    label: Label = None,
     *,
-    sampler: Literal["heun", "ancestral", "euler"] = "heun",
+    sampler: Any = None,
     steps: int | None = None,
     guidance: Array | float | None = None,
-    churn: Array | float = 0.0,
-    frames: int = 0,
-) -> Any:
-    """n draws by the averaged parameters, (n, *shape), over `steps` noise levels; 2 steps - 1 calls by Heun.
+) -> Array:
+    """n draws by the averaged parameters, (n, *shape).
 
-    If conditional, of the `label` given, one for all or (n,), else of labels drawn uniformly. `churn` adds
-    noise to Heun's steps. With `frames` also as many states on the way, (frames, n, *shape).
+    If conditional, of the `label` given, one for all or (n,), else of labels drawn uniformly.
 
-    Raises ValueError for a label or guidance of an unconditional model, and for churn with another sampler.
+    Args:
+        sampler: one of those of `level_samplers`, such as `Heun(18, churn=10.0)`; by default the config's.
+        steps: noise levels, in place of the sampler's.
+        guidance: weight of the label, see `jaxgen.diffusion.guidance`; None for the plain model.
+
+    Raises ValueError for a label or guidance of an unconditional model, and for a label of no class.
     """
-    start_key, noise_key, label_key = jax.random.split(key, 3)
-    if cfg.conditional and label is None:
-        label = jax.random.randint(label_key, (n,), 0, cfg.num_classes)
-    steps = cfg.sampling_steps if steps is None else steps
-    levels = schedules.karras(steps, cfg.smallest_level, cfg.largest_level, cfg.exponent)
-    x = levels[0] * jax.random.normal(start_key, (n, *cfg.shape))
-    model = denoiser(state, cfg, label, guidance)
-    if sampler not in ("heun", "ancestral", "euler"):
-        raise ValueError(f"no sampler {sampler!r}: there are heun, ancestral, euler")
-    churned = isinstance(churn, jax.core.Tracer) or bool(np.any(churn))
-    if churned and sampler != "heun":
-        raise ValueError(f"churn belongs to heun, not to {sampler}")
-    drawn = noise_key if churned or sampler == "ancestral" else None
-    if sampler == "heun":
-        return samplers.edm_heun(model, x, levels, churn=churn, key=drawn, frames=frames)
-    eta = float(sampler == "ancestral")
-    return samplers.euler_ancestral(model, x, levels, eta=eta, key=drawn, frames=frames)
+    return _path(key, state, n, cfg, label, sampler, steps, guidance).end()
+
+
+def trajectory(
+    key: Array, state: State, n: int, cfg: Config, label: Label = None, *, frames: int = 10, **options: Any
+) -> Array:
+    """States on the way from noise to the draws that `sample` returns, which are the last of them.
+
+    (frames, n, *shape). The options are those of `sample`. Raises ValueError as `sample` does, and for more
+    frames than steps.
+    """
+    return _path(key, state, n, cfg, label, **options).frames(frames)
 
 
 def denoiser(
-    state: State, cfg: Config, label: Array | int | None = None, guidance: Array | float | None = None
+    state: State, cfg: Config, label: Label = None, guidance: Array | float | None = None
 ) -> samplers.Model:
-    """The averaged D(x, level) as `samplers` take it, with guidance as in `ddpm.predictor`.
+    """The averaged D(x, level) as `samplers` take it, labelled and guided.
 
-    Raises ValueError for a label or guidance of an unconditional model.
+    Raises ValueError for a label or guidance of an unconditional model, and for a label of no class.
     """
-    if not cfg.conditional and (guidance is not None or label is not None):
-        raise ValueError("an unconditional model takes no label and cannot be guided: train with conditional")
-
-    def model(x, level):
-        labels = networks.labels(label, x.shape[0], cfg)
-        if guidance is None:
-            return _denoise(state.ema, x, level, labels, cfg)
-        twice = lambda a: jnp.concatenate([a, a])
-        both = jnp.concatenate([labels, jnp.full_like(labels, cfg.num_classes)])
-        given, ignoring = jnp.split(_denoise(state.ema, twice(x), twice(level), both, cfg), 2)
-        return (1 - guidance) * ignoring + guidance * given
-
-    return model
+    return guided(lambda x, level, label: _denoise(state.ema, x, level, label, cfg), label, guidance, cfg)
 
 
 def score(state: State, x: Array, cfg: Config) -> Array:
@@ -186,16 +194,19 @@ def score(state: State, x: Array, cfg: Config) -> Array:
         wrong = model(x + level * noise, levels) - x
         return distributions.sum_per_example(wrong**2) / x[0].size / preconditioners(levels, cfg)[1] ** 2
 
-    return -jax.lax.map(error, cfg.data_std * jnp.asarray(SCORE_LEVELS)).mean(0)
+    return -jax.lax.map(error, data_std(cfg) * jnp.asarray(SCORE_LEVELS)).mean(0)
+
+
+def _path(key, state, n, cfg, label, sampler=None, steps=None, guidance=None):
+    start_key, noise_key, label_key = jax.random.split(key, 3)
+    sampler = scan.with_steps(cfg.sampler if sampler is None else sampler, steps)
+    model = denoiser(state, cfg, drawn(label_key, label, n, cfg), guidance)
+    levels = schedules.karras(sampler.steps, cfg.smallest_level, cfg.largest_level, cfg.exponent)
+    x = levels[0] * jax.random.normal(start_key, (n, *cfg.shape))
+    return sampler(model, x, levels, noise_key)
 
 
 def _denoise(params, x, level, label, cfg, dropout_key=None):
     skip, out, into, noise = preconditioners(level, cfg)
-    rngs = None if dropout_key is None else {"dropout": dropout_key}
-    inputs = _spread(into, x) * x, 1000 * noise, label, dropout_key is not None
-    output = jnp.float32(networks.build(cfg).apply({"params": params}, *inputs, rngs=rngs))
-    return _spread(skip, x) * x + _spread(out, x) * output
-
-
-def _spread(row, x):
-    return row.reshape(row.shape + (1,) * (x.ndim - row.ndim))
+    output = networks.apply(params, spread(into, x) * x, 1000 * noise, label, cfg, dropout_key)
+    return spread(skip, x) * x + spread(out, x) * output

@@ -21,14 +21,36 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxgen import distributions
-from jaxgen.diffusion import networks, ode
+from jaxgen import distributions, values
+from jaxgen.diffusion import bound, networks, ode, scan
+from jaxgen.diffusion.guidance import Label, drawn, dropped, guided, labels
+from jaxgen.diffusion.ode import RK4, Euler, Heun, Midpoint
+from jaxgen.diffusion.processes import spread
 from jaxgen.types import Batch, Metrics, observed
 
-PIXEL_STEP = 2 / 255
-"""Distance of neighbouring 8-bit levels on [-1, 1]."""
-
 SINKHORN_STEPS = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Independent(values.Value):
+    """Noise and data are paired at random."""
+
+    def __call__(self, key: Array, x: Array, noise: Array) -> Array:
+        """The partners of x (B, ...) among noise of its shape, in its order."""
+        del key, x
+        return noise
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimal(values.Value):
+    """Noise and data are paired by optimal transport within a batch."""
+
+    entropy: float = 0.02
+    """How far the transport plan is softened, as a share of the mean squared distance."""
+
+    def __call__(self, key: Array, x: Array, noise: Array) -> Array:
+        """The partners of x (B, ...) among noise of its shape, in its order."""
+        return noise[transport(key, x, noise, self.entropy)]
 
 
 @jax.tree_util.register_static
@@ -36,18 +58,16 @@ SINKHORN_STEPS = 50
 class Config(networks.Config):
     """Hyperparameters of flow matching, beside those of `networks`."""
 
+    levels: int = 256
+    """Values of a pixel, spread over [-1, 1], dequantised by noise one level wide; 0 for real numbers."""
     label_dropout: float = 0.1
-    """Conditional only: share of training examples whose label is withheld."""
-    coupling: Literal["independent", "optimal"] = "independent"
-    """How a batch pairs noise with data: at random, or by optimal transport."""
-    entropy: float = 0.02
-    """Optimal only: how far the plan is softened, as a share of the mean squared distance."""
+    """Share of training examples whose label is withheld from a conditional model."""
+    coupling: Independent | Optimal | values.Value = Independent()
+    """How a batch pairs noise with data."""
     times: Literal["uniform", "logit_normal"] = "uniform"
     """Distribution of the training times."""
-    dequantize: bool = True
-    """Add uniform noise one 8-bit level wide to images; turn off for continuous data."""
-    sampling_steps: int = 50
-    """Steps of `sample` and of `log_prob` where they are not told."""
+    sampler: Heun | Euler | Midpoint | RK4 | values.Value = Heun()
+    """How `sample` follows the velocity where it is not told; its steps are also those of `log_prob`."""
 
 
 class State(NamedTuple):
@@ -63,41 +83,34 @@ class State(NamedTuple):
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state; `batch` is not used. Raises ValueError for a shape the network cannot take."""
     del batch
-    networks.check(cfg)
     params_key, step_key = jax.random.split(key)
-    label = jnp.zeros(1, jnp.int32) if cfg.conditional else None
-    inputs = jnp.zeros((1, *cfg.shape)), jnp.zeros(1), label, False
-    params = networks.build(cfg).init(params_key, *inputs).get("params", {})
+    params = networks.init(params_key, cfg)
     ema = jax.tree.map(jnp.copy, params)
-    return State(jnp.zeros((), jnp.int32), step_key, params, networks.optimizer(cfg).init(params), ema)
+    opt_state = values.gradient_transformation(cfg.optimizer).init(params)
+    return State(jnp.zeros((), jnp.int32), step_key, params, opt_state, ema)
 
 
 def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Metrics]:
     """Mean over the batch of the squared error of the velocity a dimension.
 
     `batch["label"]` (B,) is needed if conditional. `batch["noise"]`, shaped as the data, is the noise they
-    are paired with, as `reflow` makes it; else it is drawn and paired as `cfg.coupling` says.
+    are paired with, as `reflow` makes it; else it is drawn and paired as `cfg.coupling` does.
     """
     time_key, noise_key, pair_key, label_key, data_key, dropout_key = jax.random.split(key, 6)
-    x, label = observed(batch), batch.get("label")
+    x = bound.rounded(observed(batch), cfg.levels)
     count = x.shape[0]
-    if cfg.dequantize and len(cfg.shape) == 3:
-        x = x + PIXEL_STEP * (jax.random.uniform(data_key, x.shape) - 0.5)
+    if cfg.levels:
+        x = x + 2 / (cfg.levels - 1) * (jax.random.uniform(data_key, x.shape) - 0.5)
     if "noise" in batch:
         noise = batch["noise"]
     else:
-        noise = jax.random.normal(noise_key, x.shape)
-        if cfg.coupling == "optimal":
-            noise = noise[transport(pair_key, x, noise, cfg.entropy)]
+        coupling: Any = cfg.coupling
+        noise = coupling(pair_key, x, jax.random.normal(noise_key, x.shape))
     t = jax.random.uniform(time_key, (count,))
     if cfg.times == "logit_normal":
         t = jax.nn.sigmoid(jax.random.normal(time_key, (count,)))
-    label = networks.labels(label, count, cfg)
-    if label is not None:
-        dropped = jax.random.bernoulli(label_key, cfg.label_dropout, (count,))
-        label = jnp.where(dropped, cfg.num_classes, label)
-    spread = t.reshape(-1, *(1,) * (x.ndim - 1))
-    x_t = (1 - spread) * noise + spread * x
+    x_t = (1 - spread(t, x)) * noise + spread(t, x) * x
+    label = dropped(label_key, batch, cfg)
     error = _predict(params, x_t, t, label, cfg, dropout_key) - (x - noise)
     value = (distributions.sum_per_example(error**2) / x[0].size).mean()
     cost = (distributions.sum_per_example((x - noise) ** 2) / x[0].size).mean()
@@ -126,9 +139,10 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     """One step on `batch["image"]` or `batch["x"]`, (B, *shape); see `loss` for what else it may hold."""
     key = jax.random.fold_in(state.key, state.step)
     grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key, cfg)
-    updates, opt_state = networks.optimizer(cfg).update(grads, state.opt_state, state.params)
+    optimizer = values.gradient_transformation(cfg.optimizer)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = networks.average(state.ema, params, state.step, cfg.ema_decay)
+    ema = cfg.average(state.ema, params, state.step)
     return State(state.step + 1, state.key, params, opt_state, ema), metrics
 
 
@@ -137,84 +151,93 @@ def sample(
     state: State,
     n: int,
     cfg: Config,
-    label: Array | int | None = None,
+    label: Label = None,
     *,
+    sampler: Any = None,
     steps: int | None = None,
-    method: Literal["euler", "midpoint", "heun", "rk4"] = "heun",
     guidance: Array | float | None = None,
 ) -> Array:
-    """n draws by the averaged parameters, (n, *shape): noise that follows the velocity for `steps` steps.
+    """n draws by the averaged parameters, (n, *shape): noise that follows the velocity.
 
-    If conditional, of the `label` given, one for all or (n,), else of labels drawn uniformly. Raises
-    ValueError for a label or guidance of an unconditional model.
+    If conditional, of the `label` given, one for all or (n,), else of labels drawn uniformly.
+
+    Args:
+        sampler: one of those of `ode`, such as `ode.Euler(10)`; by default the config's.
+        steps: in place of the sampler's.
+        guidance: weight of the label, see `jaxgen.diffusion.guidance`; None for the plain model.
+
+    Raises ValueError for a label or guidance of an unconditional model, and for a label of no class.
     """
-    noise_key, label_key = jax.random.split(key)
-    if cfg.conditional and label is None:
-        label = jax.random.randint(label_key, (n,), 0, cfg.num_classes)
-    noise = jax.random.normal(noise_key, (n, *cfg.shape))
-    return flow(state, noise, cfg, label, steps=steps, method=method, guidance=guidance)
+    return _path(key, state, n, cfg, label, sampler, steps, guidance).end()
+
+
+def trajectory(
+    key: Array, state: State, n: int, cfg: Config, label: Label = None, *, frames: int = 10, **options: Any
+) -> Array:
+    """States on the way from noise to the draws that `sample` returns, which are the last of them.
+
+    (frames, n, *shape). The options are those of `sample`. Raises ValueError as `sample` does, and for more
+    frames than steps.
+    """
+    return _path(key, state, n, cfg, label, **options).frames(frames)
 
 
 def flow(
     state: State,
     noise: Array,
     cfg: Config,
-    label: Array | int | None = None,
+    label: Label = None,
     *,
+    sampler: Any = None,
     steps: int | None = None,
-    method: str = "heun",
     guidance: Array | float | None = None,
 ) -> Array:
     """The data that noise (B, *shape) becomes, (B, *shape)."""
-    times = jnp.linspace(0.0, 1.0, (cfg.sampling_steps if steps is None else steps) + 1)
-    return ode.solve(velocity(state, cfg, label, guidance), noise, times, method)
+    return _flow(state, noise, cfg, label, sampler, steps, guidance).end()
 
 
-def reflow(key: Array, state: State, n: int, cfg: Config, **options: Any) -> dict[str, Array]:
+def reflow(key: Array, state: State, n: int, cfg: Config, label: Label = None, **options: Any) -> Batch:
     """n pairs of noise and the data it becomes, as a batch to train on: "noise" and "image" or "x".
 
     Lines between them cross less than those between data and independent noise, and a model of them needs
-    fewer steps (Liu, Gong & Liu 2023). `options` are those of `flow`.
+    fewer steps (Liu, Gong & Liu 2023). `options` are those of `flow`. A conditional model's have a "label",
+    the one given, or that for none.
     """
     noise = jax.random.normal(key, (n, *cfg.shape))
     name = "image" if len(cfg.shape) == 3 else "x"
-    return {"noise": noise, name: flow(state, noise, cfg, **options)}
+    pairs = {"noise": noise, name: flow(state, noise, cfg, label, **options)}
+    return {**pairs, "label": labels(label, n, cfg)} if cfg.conditional else pairs
 
 
 def velocity(
-    state: State, cfg: Config, label: Array | int | None = None, guidance: Array | float | None = None
+    state: State, cfg: Config, label: Label = None, guidance: Array | float | None = None
 ) -> ode.Velocity:
-    """The averaged v(x, t), t (), with guidance as in `ddpm.predictor`.
+    """The averaged v(x, t), t (), labelled and guided.
 
-    Raises ValueError for a label or guidance of an unconditional model.
+    Raises ValueError for a label or guidance of an unconditional model, and for a label of no class.
     """
-    if not cfg.conditional and (guidance is not None or label is not None):
-        raise ValueError("an unconditional model takes no label and cannot be guided: train with conditional")
+    predict = lambda x, t, label: _predict(state.ema, x, t, label, cfg)
+    model = guided(predict, label, guidance, cfg)
+    return lambda x, t: model(x, scan.times(t, x))
 
-    def model(x, t):
-        t = jnp.full(x.shape[0], t)
-        labels = networks.labels(label, x.shape[0], cfg)
-        if guidance is None:
-            return _predict(state.ema, x, t, labels, cfg)
-        twice = lambda a: jnp.concatenate([a, a])
-        both = jnp.concatenate([labels, jnp.full_like(labels, cfg.num_classes)])
-        given, ignoring = jnp.split(_predict(state.ema, twice(x), twice(t), both, cfg), 2)
-        return (1 - guidance) * ignoring + guidance * given
 
-    return model
+def measure(cfg: Config) -> str:
+    """What `log_prob` is of: a density, of dequantised pixels if the data have levels."""
+    del cfg
+    return "density"
 
 
 def log_prob(
     state: State,
     x: Array,
     cfg: Config,
-    label: Array | None = None,
+    label: Label = None,
     *,
     steps: int | None = None,
     num_probes: int = 0,
     key: Array | None = None,
 ) -> Array:
-    """log p(x) of continuous data x (B, *shape), in nats, (B,), by `steps` steps of fourth order.
+    """log p(x) of real numbers x (B, *shape), in nats, (B,), by `steps` steps of fourth order.
 
     Exact but for the steps, at as many backward passes as dimensions; with `num_probes` the divergence is
     estimated by as many, which are signs drawn by the key, one for all steps. A conditional model without a
@@ -225,12 +248,22 @@ def log_prob(
         if key is None:
             raise ValueError("an estimated divergence draws probes: give log_prob a key")
         probes = jax.random.rademacher(key, (num_probes, *x.shape), x.dtype)
-    times = jnp.linspace(1.0, 0.0, (cfg.sampling_steps if steps is None else steps) + 1)
+    sampler: Any = cfg.sampler
+    times = jnp.linspace(1.0, 0.0, (sampler.steps if steps is None else steps) + 1)
     return ode.log_prob(velocity(state, cfg, label), x, times, distributions.normal_log_prob, probes)
 
 
+def _path(key, state, n, cfg, label, sampler=None, steps=None, guidance=None):
+    noise_key, label_key = jax.random.split(key)
+    noise = jax.random.normal(noise_key, (n, *cfg.shape))
+    label = drawn(label_key, label, n, cfg)
+    return _flow(state, noise, cfg, label, sampler, steps, guidance)
+
+
+def _flow(state, noise, cfg, label, sampler=None, steps=None, guidance=None):
+    sampler = scan.with_steps(cfg.sampler if sampler is None else sampler, steps)
+    return sampler(velocity(state, cfg, label, guidance), noise)
+
+
 def _predict(params, x, t, label, cfg, dropout_key=None):
-    rngs = None if dropout_key is None else {"dropout": dropout_key}
-    inputs = x, 1000 * t, label, dropout_key is not None
-    output: Any = networks.build(cfg).apply({"params": params}, *inputs, rngs=rngs)
-    return output.astype(jnp.promote_types(output.dtype, jnp.float32))
+    return networks.apply(params, x, 1000 * t, label, cfg, dropout_key)

@@ -5,14 +5,14 @@ these:
 
     z = k E(x),     L = E |eps - eps(z_t, t)|^2,     x = D(z / k),     k = 1 / std of the codes,
 
-so that details which only cost work are left to the autoencoder. The first stage is any of `autoencoder`: of
-a VAE the codes are posterior means, (num_latents,), of a VQ-VAE they are the encodings before they are
-quantised, (h, w, code_size) maps for convolutions, and decoding quantises them.
+so that details which only cost work are left to the autoencoder. The first stage is any family with
+`to_codes` and `from_codes`: of a VAE the codes are posterior means, (num_latents,), of a VQ-VAE they are the
+encodings before they are quantised, (h, w, code_size) maps for convolutions, and decoding quantises them.
 
 It is trained beforehand, by itself, and stays as it is:
 
     first = jaxgen.fit(vq_vae, first_cfg, train, ...)
-    cfg = latent.config(first_cfg, network="unet")
+    cfg = latent.Config(shape=train.shape, first=first_cfg, prior=ddpm.Config(network=UNet()))
     start = latent.around(key, first, cfg, train[:2000])
     state = jaxgen.fit(latent, cfg, train, ..., start=start)
 
@@ -24,31 +24,35 @@ Departs from the paper: posterior means in place of draws, and first stages with
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+import sys
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxgen import types
 from jaxgen.autoencoder import ae, vae, vq_vae
-from jaxgen.diffusion import ddpm
+from jaxgen.diffusion import ddpm, networks
+from jaxgen.diffusion.guidance import Label
 from jaxgen.types import Batch, Metrics, observed
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(ddpm.Config):
-    """Hyperparameters of the diffusion of codes, those of `ddpm`, and the first stage."""
+class Config:
+    """A first stage, and the diffusion of its codes."""
 
-    first: Literal["ae", "vae", "vq_vae"] = "vae"
-    """Family of the first stage."""
-    first_options: tuple[tuple[str, Any], ...] = ()
-    """Fields of the first stage's Config, with their values, that are not its defaults."""
-    network: Literal["unet", "dit", "mlp"] = "mlp"
-    """U-Net or transformer for codes that are maps, or fully connected."""
-    levels: int = 0
-    """Codes are real numbers: 0."""
+    shape: tuple[int, ...] = (8, 8, 1)
+    """Shape of one example."""
+    num_classes: int = 0
+    """Number of labels of the data; 0 if they have none."""
+    first: vae.Config | ae.Config | vq_vae.Config | Any = vae.Config()
+    """The first stage: the Config of a family with `to_codes` and `from_codes`, whose shape is filled in."""
+    prior: ddpm.Config = ddpm.Config(network=networks.MLP())
+    """The diffusion of codes, whose shape, number of classes and levels, none, are filled in."""
+    flip: bool = False
+    """Mirror half of the training pictures left to right, before they are encoded."""
 
 
 class State(NamedTuple):
@@ -63,61 +67,42 @@ class State(NamedTuple):
     scale: Array  # (), k
 
 
-class FirstStage(NamedTuple):
-    """A family, and its functions between data and real-valued codes."""
-
-    family: Any
-    encode: Callable[..., Array]
-    decode: Callable[..., Array]
+def from_data(dataset: Any, cfg: Config) -> Config:
+    """The config whose first stage has the facts of a data set too."""
+    first_cfg = types.from_data(family_of(cfg.first), dataset, cfg.first)
+    return dataclasses.replace(types.shape_to(dataset, cfg), first=first_cfg)
 
 
-def _decode_nearest(state: vq_vae.State, z: Array, cfg: vq_vae.Config) -> Array:
-    return vq_vae.decode(state, vq_vae.nearest(z, state.params["codebook"]), cfg)
-
-
-FIRST = {
-    "ae": FirstStage(ae, ae.encode, ae.decode),
-    "vae": FirstStage(vae, vae.encode, vae.decode),
-    "vq_vae": FirstStage(vq_vae, vq_vae.encodings, _decode_nearest),
-}
-
-
-def config(first_cfg: Any, **options: Any) -> Config:
-    """The Config of a model with a first stage of `first_cfg`; `options` are its other fields."""
-    name: Any = type(first_cfg).__module__.rsplit(".", 1)[-1]
-    if name not in FIRST or not isinstance(first_cfg, FIRST[name].family.Config):
-        raise ValueError(f"{type(first_cfg)} configures no first stage: there are {', '.join(FIRST)}")
-    changed = {
-        field.name: getattr(first_cfg, field.name)
-        for field in dataclasses.fields(first_cfg)
-        if field.name != "shape" and getattr(first_cfg, field.name) != field.default
-    }
-    return Config(shape=first_cfg.shape, first=name, first_options=tuple(changed.items()), **options)
+def family_of(first_cfg: Any) -> Any:
+    """The family of a first stage's Config. Raises ValueError for one that has no codes."""
+    family = sys.modules[type(first_cfg).__module__]
+    if not (hasattr(family, "to_codes") and hasattr(family, "from_codes")):
+        raise ValueError(
+            f"{type(first_cfg).__module__} configures no first stage: it has no to_codes and from_codes, as"
+            " jaxgen.autoencoder.vae has"
+        )
+    return family
 
 
 def first_config(cfg: Config) -> Any:
-    """The Config of the first stage. Raises ValueError for options that it does not have."""
-    try:
-        return FIRST[cfg.first].family.Config(shape=cfg.shape, **dict(cfg.first_options))
-    except TypeError as error:
-        raise ValueError(f"first_options do not fit the first stage {cfg.first}: {error}") from None
-
-
-def prior(cfg: Config) -> ddpm.Config:
-    """The Config of the diffusion of codes."""
-    names = [field.name for field in dataclasses.fields(ddpm.Config)]
-    plain = {name: getattr(cfg, name) for name in names}
-    return ddpm.Config(**{**plain, "shape": code_shape(cfg), "flip": False})
+    """The Config of the first stage, with the shape of the data."""
+    return dataclasses.replace(cfg.first, shape=cfg.shape)
 
 
 @functools.cache
+def prior(cfg: Config) -> ddpm.Config:
+    """The Config of the diffusion of codes, with their shape."""
+    return dataclasses.replace(cfg.prior, shape=code_shape(cfg), num_classes=cfg.num_classes, levels=0)
+
+
 def code_shape(cfg: Config) -> tuple[int, ...]:
     """Shape of an example's codes."""
-    family, encode, _ = FIRST[cfg.first]
-    first_cfg = first_config(cfg)
+    family, first_cfg = family_of(cfg.first), first_config(cfg)
 
     def codes():
-        return encode(family.init(jax.random.key(0), first_cfg), jnp.zeros((1, *cfg.shape)), first_cfg)
+        return family.to_codes(
+            family.init(jax.random.key(0), first_cfg), jnp.zeros((1, *cfg.shape)), first_cfg
+        )
 
     return jax.eval_shape(codes).shape[1:]
 
@@ -128,7 +113,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     Raises ValueError for a shape that one of the networks cannot take, and options that do not go together.
     """
     first_key, key = jax.random.split(key)
-    return around(key, FIRST[cfg.first].family.init(first_key, first_config(cfg), batch), cfg, batch)
+    return around(key, family_of(cfg.first).init(first_key, first_config(cfg), batch), cfg, batch)
 
 
 def around(key: Array, first: Any, cfg: Config, batch: Batch | None = None) -> State:
@@ -158,28 +143,28 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     return State(*after, state.first, state.scale), metrics
 
 
-def sample(
-    key: Array, state: State, n: int, cfg: Config, label: Array | int | None = None, **options: Any
-) -> Any:
-    """n draws, (n, *shape): codes drawn as `ddpm.sample` does, by its options, and decoded.
+def sample(key: Array, state: State, n: int, cfg: Config, label: Label = None, **options: Any) -> Array:
+    """n draws, (n, *shape): codes drawn as `ddpm.sample` does, by its options, and decoded."""
+    return decode(state, ddpm.sample(key, ddpm_state(state), n, prior(cfg), label, **options), cfg)
 
-    With `frames` also as many states on the way, decoded likewise, (frames, n, *shape).
+
+def trajectory(key: Array, state: State, n: int, cfg: Config, label: Label = None, **options: Any) -> Array:
+    """States on the way to the draws that `sample` returns, decoded likewise, (frames, n, *shape).
+
+    The options are those of `ddpm.trajectory`.
     """
-    codes = ddpm.sample(key, ddpm_state(state), n, prior(cfg), label, **options)
-    if not options.get("frames"):
-        return decode(state, codes, cfg)
-    codes, path = codes
-    return decode(state, codes, cfg), jax.lax.map(lambda codes: decode(state, codes, cfg), path)
+    path = ddpm.trajectory(key, ddpm_state(state), n, prior(cfg), label, **options)
+    return jax.lax.map(lambda codes: decode(state, codes, cfg), path)
 
 
 def encode(state: State, x: Array, cfg: Config) -> Array:
     """Scaled codes of data x (B, *shape), (B, *code_shape)."""
-    return state.scale * FIRST[cfg.first].encode(state.first, x, first_config(cfg))
+    return state.scale * family_of(cfg.first).to_codes(state.first, x, first_config(cfg))
 
 
 def decode(state: State, z: Array, cfg: Config) -> Array:
     """Data of codes z as `encode` gives them, (B, *shape)."""
-    return FIRST[cfg.first].decode(state.first, z / state.scale, first_config(cfg))
+    return family_of(cfg.first).from_codes(state.first, z / state.scale, first_config(cfg))
 
 
 def reconstruct(state: State, x: Array, cfg: Config) -> Array:
@@ -193,9 +178,9 @@ def ddpm_state(state: State) -> ddpm.State:
 
 
 def _check(cfg: Config) -> None:
-    if cfg.levels:
-        raise ValueError("codes are real numbers, without levels: leave levels at 0")
+    if cfg.prior.flip:
+        raise ValueError("codes cannot be mirrored: set flip of the latent diffusion, not of its prior")
     if cfg.flip and len(cfg.shape) != 3:
         raise ValueError(f"only images can be mirrored, got {cfg.shape}: turn flip off")
     if getattr(first_config(cfg), "conditional", False):
-        raise ValueError("the first stage sees no labels: give them to the diffusion, with conditional")
+        raise ValueError("the first stage sees no labels: give them to the prior, with conditional")

@@ -1,5 +1,9 @@
-"""Those of `samplers` that go by noise level: denoise(x, sigma) is E[x_0 | x], and `sigmas` decrease."""
+"""Those of `samplers` that go by noise level: denoise(x, sigma) is E[x_0 | x], and `sigmas` decrease.
 
+`Heun` and `Ancestral` are the values that the Config of `edm` holds.
+"""
+
+import dataclasses
 import math
 from typing import Any
 
@@ -11,6 +15,7 @@ from jax import Array
 from jaxgen.diffusion import scan
 
 
+@scan.Sampler
 def edm_heun(
     denoise: scan.Model,
     x: Array,
@@ -20,8 +25,7 @@ def edm_heun(
     key: Array | None = None,
     churn_range: tuple[float, float] = (0.0, math.inf),
     churn_noise: float = 1.0,
-    frames: int = 0,
-) -> Any:
+) -> scan.Path:
     """Heun's method for dx / dsigma = (x - D(x)) / sigma (Karras et al. 2022), x_0 (B, ...) in 2 S - 1 calls.
 
     Second order; the step to 0 is Euler's. `churn` first raises each level within `churn_range` by the factor
@@ -58,9 +62,10 @@ def edm_heun(
         x, level = raised(x, row["sigma"], index)
         return denoise(x, scan.times(level, x))
 
-    return scan.run(step, x, {"sigma": sigma, "sigma_next": sigma_next}, frames, last)
+    return scan.Path(step, x, {"sigma": sigma, "sigma_next": sigma_next}, last)
 
 
+@scan.Sampler
 def euler_ancestral(
     denoise: scan.Model,
     x: Array,
@@ -68,8 +73,7 @@ def euler_ancestral(
     *,
     eta: Array | float = 1.0,
     key: Array | None = None,
-    frames: int = 0,
-) -> Any:
+) -> scan.Path:
     """Euler steps that go below the next level and add noise back up to it, x_0 (B, ...) in S calls.
 
         up = min(s', eta s' / s sqrt(s^2 - s'^2)),    down^2 = s'^2 - up^2,    s to s' the step,
@@ -91,7 +95,37 @@ def euler_ancestral(
         down = jnp.sqrt((following - up) * (following + up))
         return x + (down - level) * slope + up * scan.noise(key, index, x)
 
-    return scan.run(step, x, {"sigma": sigma, "sigma_next": sigma_next}, frames)
+    return scan.Path(step, x, {"sigma": sigma, "sigma_next": sigma_next})
+
+
+@dataclasses.dataclass(frozen=True)
+class Heun(scan.Steps):
+    """Heun's method, of second order (Karras et al. 2022)."""
+
+    steps: int = 18
+    """Noise levels; the network is called twice at each, and once at the last."""
+    churn: float = 0.0
+    """Noise that is added before each step, as in `edm_heun`."""
+
+    def __call__(self, denoise: scan.Model, x: Array, sigmas: Any, key: Array) -> scan.Path:
+        """The path from noise x (B, ...) at the first of the levels to data."""
+        key_or_none = key if scan.is_not_zero(self.churn) else None
+        return edm_heun.path(denoise, x, sigmas, churn=self.churn, key=key_or_none)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ancestral(scan.Steps):
+    """Euler steps with noise added back, or without it plain Euler steps."""
+
+    steps: int = 35
+    """Noise levels, and calls of the network."""
+    eta: float = 1.0
+    """Noise that is added back, as a share of the posterior's; 0 is Euler's method."""
+
+    def __call__(self, denoise: scan.Model, x: Array, sigmas: Any, key: Array) -> scan.Path:
+        """The path from noise x (B, ...) at the first of the levels to data."""
+        key_or_none = key if scan.is_not_zero(self.eta) else None
+        return euler_ancestral.path(denoise, x, sigmas, eta=self.eta, key=key_or_none)
 
 
 def _sigmas(sigmas):

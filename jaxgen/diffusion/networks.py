@@ -1,15 +1,137 @@
-"""What all models that remove noise share: networks of noisy data and a time, their optimizer and average."""
+"""What all models that remove noise share: their networks, and the fields of their Configs.
+
+A network is called with noisy data (B, *shape), times (B,), labels (B,) or None, num_classes standing for
+none, and whether it is being trained, and returns (B, *shape), or twice as many channels if it says two
+things of each. Any Linen module that does this may stand for those here. Its fields `num_outputs`,
+`num_labels` and `dtype`, if it has them and they are None, are filled in: numbers for each of x, rows of the
+class embedding, with one for no class, and the compute dtype.
+"""
 
 import dataclasses
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
+from jaxgen import values
 from jaxgen.nn import dit, embed, patches, unet
+
+
+class UNet(nn.Module):
+    """`nn.unet.UNet` for images of any size: padded with zeros to one it takes, the result cropped.
+
+    With `patch` p > 1 it sees squares of p x p pixels as one position of p^2 as many channels: 1 / p^2 of the
+    work, at some cost in detail (Luhman & Luhman 2022).
+    """
+
+    width: int = 32
+    """Channels at full size."""
+    multipliers: tuple[int, ...] = (1, 2)
+    """Times width, the channels at full size, at half, ...; odd sizes are padded inside."""
+    num_blocks: int = 1
+    """Residual blocks at each size on the way down, one more on the way up."""
+    attention_sizes: tuple[int, ...] = ()
+    """Heights of the feature maps with self-attention; the smallest map has it once anyway."""
+    num_heads: int = 1
+    """Heads of the attention."""
+    num_groups: int = 8
+    """Groups of the normalization."""
+    patch: int = 1
+    """Side of the squares of pixels that are taken as one position."""
+    dropout: float = 0.0
+    """Share of the hidden features dropped in training."""
+    num_outputs: int | None = None
+    """Numbers for each of x; filled in by the model."""
+    num_labels: int | None = None
+    """Rows of the class embedding, 0 for none; filled in by the model."""
+    dtype: str | None = None
+    """Compute dtype; filled in by the model."""
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array, label: Array | None = None, train: bool = False) -> Array:
+        _check_image("U-Net", x)
+        height, width, channels = x.shape[1:]
+        p, multiple = self.patch, self.patch * 2 ** (len(self.multipliers) - 1)
+        x = jnp.pad(x, ((0, 0), *((0, -n % multiple) for n in (height, width)), (0, 0)))
+        x = patches.to_patches(x, p)
+        x = unet.UNet(
+            p * p * channels * (self.num_outputs or 1),
+            width=self.width,
+            multipliers=self.multipliers,
+            num_blocks=self.num_blocks,
+            attention_sizes=self.attention_sizes,
+            num_heads=self.num_heads,
+            num_groups=self.num_groups,
+            num_labels=self.num_labels or 0,
+            dropout=self.dropout,
+            dtype=self.dtype,
+        )(x, t, label, train)
+        return patches.from_patches(x, p)[:, :height, :width]
+
+
+class Transformer(nn.Module):
+    """The diffusion transformer, `nn.dit.DiT`, for images."""
+
+    patch: int = 1
+    """Side of the squares of pixels that are tokens."""
+    width: int = 32
+    """Channels of a token."""
+    depth: int = 6
+    """Blocks of attention and a fully connected network."""
+    num_heads: int = 1
+    """Heads of the attention."""
+    dropout: float = 0.0
+    """Share of the hidden features dropped in training."""
+    num_outputs: int | None = None
+    """Numbers for each of x; filled in by the model."""
+    num_labels: int | None = None
+    """Rows of the class embedding, 0 for none; filled in by the model."""
+    dtype: str | None = None
+    """Compute dtype; filled in by the model."""
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array, label: Array | None = None, train: bool = False) -> Array:
+        _check_image("DiT", x)
+        return dit.DiT(
+            x.shape[-1] * (self.num_outputs or 1),
+            patch=self.patch,
+            width=self.width,
+            depth=self.depth,
+            num_heads=self.num_heads,
+            num_labels=self.num_labels or 0,
+            dropout=self.dropout,
+            dtype=self.dtype,
+        )(x, t, label, train)
+
+
+class MLP(nn.Module):
+    """Fully connected, for data of any shape; 0 at first."""
+
+    widths: tuple[int, ...] = (128, 128, 128)
+    """Widths of the hidden layers."""
+    dropout: float = 0.0
+    """Share of the hidden features dropped in training."""
+    num_outputs: int | None = None
+    """Numbers for each of x; filled in by the model."""
+    num_labels: int | None = None
+    """Rows of the class embedding, 0 for none; filled in by the model."""
+    dtype: str | None = None
+    """Compute dtype; filled in by the model."""
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array, label: Array | None = None, train: bool = False) -> Array:
+        shape, num_outputs = x.shape, self.num_outputs or 1
+        dense = lambda width: nn.Dense(width, dtype=self.dtype)
+        embedding = embed.sinusoidal(t, 64)
+        if self.num_labels:
+            embedding = jnp.concatenate([embedding, nn.Embed(self.num_labels, 64)(label)], -1)
+        h = x.reshape(shape[0], -1)
+        for width in self.widths:
+            h = nn.silu(dense(width)(h) + dense(width)(embedding))
+            h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = nn.Dense(x[0].size * num_outputs, dtype=self.dtype, kernel_init=nn.initializers.zeros)(h)
+        return jnp.float32(h).reshape(*shape[:-1], shape[-1] * num_outputs)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,168 +141,58 @@ class Config:
     shape: tuple[int, ...] = (8, 8, 1)
     """Shape of one example."""
     num_classes: int = 0
-    """Conditional only: number of labels."""
+    """Number of labels of the data; 0 if they have none."""
     conditional: bool = False
     """Give the label to the network."""
-    network: Literal["unet", "dit", "mlp"] = "unet"
-    """U-Net or transformer for images, or fully connected."""
-    hidden: tuple[int, ...] = (128, 128, 128)
-    """mlp only: widths of the layers."""
-    width: int = 32
-    """unet and dit: channels, in the U-Net at full size."""
-    multipliers: tuple[int, ...] = (1, 2)
-    """unet only: times width, the channels at full size, at half, ...; odd sizes are padded inside."""
-    num_blocks: int = 1
-    """unet only: residual blocks at each size on the way down, one more on the way up."""
-    attention_sizes: tuple[int, ...] = ()
-    """unet only: heights of the feature maps with self-attention; the smallest map has it once anyway."""
-    num_heads: int = 1
-    """unet and dit: heads of the attention."""
-    num_groups: int = 8
-    """unet only: groups of the normalization."""
-    patch: int = 1
-    """unet and dit: side of the squares of pixels taken as one position."""
-    depth: int = 6
-    """dit only: blocks."""
-    dropout: float = 0.0
-    """Share of the hidden features dropped in training."""
-    learning_rate: float = 1e-3
-    """Adam's step size."""
-    warmup_steps: int = 0
-    """Steps in which the step size rises linearly from zero."""
-    decay_steps: int = 0
-    """Steps in which the step size falls to zero along half a cosine; 0 keeps it."""
-    gradient_clip: float = 1.0
-    """Largest norm of a gradient; longer ones are shortened to it."""
-    ema_decay: float = 0.999
-    """Decay of the averaged parameters that samples are drawn from; grows to this in the first steps."""
+    network: UNet | Transformer | MLP | nn.Module = UNet()
+    """The network, a U-Net or a transformer for images, or fully connected."""
+    optimizer: values.Optimizer = values.Adam(1e-3, gradient_clip=1.0)
+    """The optimizer."""
+    average: values.Average = values.Average(0.999)
+    """The average of the parameters that samples are drawn from."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype of the network; parameters, times, levels and losses stay float32."""
-    denoiser: nn.Module | None = None
-    """Your own network, called as those above: noisy data (B, *shape), times (B,), labels (B,) or None with
-    num_classes for none, train -> (B, *shape), or twice as many channels if it says two things of each."""
-    optimizer: optax.GradientTransformation | None = None
-    """Your own optimizer, in place of Adam."""
 
 
-def build(cfg: Config, num_outputs: int = 1) -> nn.Module:
-    """The network of a config: its own, or the one it names, with `num_outputs` numbers for each of x."""
-    if cfg.denoiser is not None:
-        return cfg.denoiser
-    return {"unet": ImageUNet, "dit": ImageTransformer, "mlp": MLP}[cfg.network](cfg, num_outputs)
+def of(cfg: Any, num_outputs: int = 1) -> nn.Module:
+    """The network of a Config, with `num_outputs` numbers for each of x."""
+    num_labels = cfg.num_classes + 1 if cfg.conditional else 0
+    return values.filled(cfg.network, num_outputs=num_outputs, num_labels=num_labels, dtype=cfg.dtype)
 
 
-def num_labels(cfg: Config) -> int:
-    """Rows of the class embedding: the classes and one for no class, or none at all."""
-    return cfg.num_classes + 1 if cfg.conditional else 0
+def init(key: Array, cfg: Any, num_outputs: int = 1, time: Any = jnp.float32) -> Any:
+    """The parameters of a fresh network, for times of the dtype `time`.
 
-
-class ImageUNet(nn.Module):
-    """`nn.unet.UNet` for images of any size: padded with zeros to one it takes, the result cropped.
-
-    With `patch` p > 1 it sees squares of p x p pixels as one position of p^2 as many channels: 1 / p^2 of the
-    work, at some cost in detail (Luhman & Luhman 2022).
+    Raises ValueError for a shape that the network cannot take, and for a conditional model of data without
+    labels.
     """
-
-    cfg: Config
-    num_outputs: int = 1
-
-    @nn.compact
-    def __call__(self, x: Array, t: Array, label: Array | None = None, train: bool = False) -> Array:
-        cfg, (height, width, channels) = self.cfg, x.shape[1:]
-        p, multiple = cfg.patch, cfg.patch * 2 ** (len(cfg.multipliers) - 1)
-        x = jnp.pad(x, ((0, 0), *((0, -n % multiple) for n in (height, width)), (0, 0)))
-        x = patches.to_patches(x, p)
-        out = channels * self.num_outputs
-        x = unet.UNet(
-            p * p * out,
-            width=cfg.width,
-            multipliers=cfg.multipliers,
-            num_blocks=cfg.num_blocks,
-            attention_sizes=cfg.attention_sizes,
-            num_heads=cfg.num_heads,
-            num_groups=cfg.num_groups,
-            num_labels=num_labels(cfg),
-            dropout=cfg.dropout,
-            dtype=cfg.dtype,
-        )(x, t, label, train)
-        return patches.from_patches(x, p)[:, :height, :width]
-
-
-class ImageTransformer(nn.Module):
-    """`nn.dit.DiT` of a config."""
-
-    cfg: Config
-    num_outputs: int = 1
-
-    @nn.compact
-    def __call__(self, x: Array, t: Array, label: Array | None = None, train: bool = False) -> Array:
-        cfg = self.cfg
-        return dit.DiT(
-            x.shape[-1] * self.num_outputs,
-            patch=cfg.patch,
-            width=cfg.width,
-            depth=cfg.depth,
-            num_heads=cfg.num_heads,
-            num_labels=num_labels(cfg),
-            dropout=cfg.dropout,
-            dtype=cfg.dtype,
-        )(x, t, label, train)
-
-
-class MLP(nn.Module):
-    """Fully connected: x (B, *shape), times (B,), optional labels (B,) -> (B, *shape) float32, 0 at first."""
-
-    cfg: Config
-    num_outputs: int = 1
-
-    @nn.compact
-    def __call__(self, x: Array, t: Array, label: Array | None = None, train: bool = False) -> Array:
-        cfg, shape = self.cfg, x.shape
-        dense = lambda width: nn.Dense(width, dtype=cfg.dtype)
-        embedding = embed.sinusoidal(t, 64)
-        if num_labels(cfg):
-            embedding = jnp.concatenate([embedding, nn.Embed(num_labels(cfg), 64)(label)], -1)
-        h = x.reshape(shape[0], -1)
-        for width in cfg.hidden:
-            h = nn.silu(dense(width)(h) + dense(width)(embedding))
-            h = nn.Dropout(cfg.dropout, deterministic=not train)(h)
-        size = x[0].size * self.num_outputs
-        h = nn.Dense(size, dtype=cfg.dtype, kernel_init=nn.initializers.zeros)(h)
-        return jnp.float32(h).reshape(*shape[:-1], shape[-1] * self.num_outputs)
-
-
-def labels(label: Array | int | None, n: int, cfg: Config) -> Any:
-    """Labels (n,), or the one that stands for none; None for an unconditional model."""
-    if not cfg.conditional:
-        return None
-    return jnp.broadcast_to(jnp.asarray(cfg.num_classes if label is None else label, jnp.int32), (n,))
-
-
-def check(cfg: Config) -> None:
-    """Raises ValueError for a shape the network of a config cannot take, and for labels there are none of."""
     if cfg.conditional and not cfg.num_classes:
         raise ValueError(
             "a conditional model needs labels: this data set has none, or num_classes is not set"
         )
-    if cfg.denoiser is None and cfg.network != "mlp" and len(cfg.shape) != 3:
-        name = {"unet": "U-Net", "dit": "DiT"}[cfg.network]
-        raise ValueError(f"a {name} takes images (height, width, channels), got {cfg.shape}: use network mlp")
+    label = jnp.zeros(1, jnp.int32) if cfg.conditional else None
+    inputs = jnp.zeros((1, *cfg.shape)), jnp.zeros(1, time), label, False
+    return of(cfg, num_outputs).init(key, *inputs).get("params", {})
 
 
-def optimizer(cfg: Config) -> optax.GradientTransformation:
-    """The config's own optimizer, or Adam behind clipping, its step size warmed up and brought down again."""
-    if cfg.optimizer is not None:
-        return cfg.optimizer
-    rate: Any = cfg.learning_rate
-    if cfg.decay_steps:
-        rate = optax.warmup_cosine_decay_schedule(0.0, rate, cfg.warmup_steps, cfg.decay_steps)
-    elif cfg.warmup_steps:
-        rate = optax.linear_schedule(0.0, rate, cfg.warmup_steps)
-    return optax.chain(optax.clip_by_global_norm(cfg.gradient_clip), optax.adam(rate))
+def apply(
+    params: Any,
+    x: Array,
+    t: Array,
+    label: Array | None,
+    cfg: Any,
+    dropout_key: Any = None,
+    num_outputs: int = 1,
+) -> Array:
+    """What the network says of x (B, *shape), at least float32; it is being trained if there is a key."""
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    train = dropout_key is not None
+    output: Any = of(cfg, num_outputs).apply({"params": params}, x, t, label, train, rngs=rngs)
+    return output.astype(jnp.promote_types(output.dtype, jnp.float32))
 
 
-def average(ema: Any, params: Any, step: Array, decay: float) -> Any:
-    """The averaged parameters after a step; the decay grows to its value in the first steps."""
-    kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, ema, params)
+def _check_image(name: str, x: Array) -> None:
+    if x.ndim != 4:
+        raise ValueError(
+            f"a {name} takes images (height, width, channels), got {x.shape[1:]}: use network mlp"
+        )

@@ -1,5 +1,7 @@
 """Ordinary differential equations of samples, and the densities they carry.
 
+`Euler`, `Midpoint`, `Heun` and `RK4` are the values that the Config of `flow_matching` holds.
+
 A velocity f(x, t) -> (B, ...), t (), moves each example of x (B, ...) by itself. Along its paths a density
 changes by its divergence (Chen et al. 2018; Grathwohl et al. 2019),
 
@@ -9,12 +11,15 @@ The divergence is taken in reverse mode, one row of the Jacobian at a time, or e
 random probes e as e' J e (Hutchinson), the same throughout a solution.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+
+from jaxgen.diffusion import scan
 
 Velocity = Callable[[Array, Array], Array]
 
@@ -27,12 +32,10 @@ METHODS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 """Explicit methods: where each slope is taken, from the one before it, and its weight. Orders 1, 2, 2, 4."""
 
 
-def solve(
-    velocity: Callable[[Any, Array], Any], x: Any, times: Any, method: str = "heun", frames: bool = False
-) -> Any:
-    """x at the last of `times` (S + 1,), from x at the first, in S steps; x may be a tree of arrays.
+def path(velocity: Callable[[Any, Array], Any], x: Any, times: Any, method: str = "heun") -> scan.Path:
+    """The steps from x at the first of `times` (S + 1,) to the last; x may be a tuple, its first the state.
 
-    With `frames` also x after every step, (S, ...). Raises ValueError for an unknown method.
+    Raises ValueError for an unknown method.
     """
     if method not in METHODS:
         raise ValueError(f"no method {method!r}: there are {', '.join(METHODS)}")
@@ -43,18 +46,73 @@ def solve(
         total = lambda x, *ks: x + sum(a * k for a, k in zip(amounts, ks, strict=True))
         return jax.tree.map(total, x, *slopes)
 
-    def step(x, ends):
-        start, end = ends
-        h = end - start
+    def step(x, row, index):
+        del index
+        start = row["start"]
+        h = row["end"] - start
         slopes: list[Any] = []
         for node in nodes:
             there = move(x, slopes[-1:], [node * h]) if slopes else x
             slopes.append(velocity(there, start + node * h))
-        x = move(x, slopes, [weight * h for weight in weights])
-        return x, (x if frames else None)
+        return move(x, slopes, [weight * h for weight in weights])
 
-    x, steps = lax.scan(step, x, (times[:-1], times[1:]))
-    return (x, steps) if frames else x
+    return scan.Path(step, x, {"start": times[:-1], "end": times[1:]})
+
+
+def solve(velocity: Callable[[Any, Array], Any], x: Any, times: Any, method: str = "heun") -> Any:
+    """x at the last of `times` (S + 1,), from x at the first, in S steps, as `path` takes them."""
+    return path(velocity, x, times, method).run()
+
+
+@dataclasses.dataclass(frozen=True)
+class Solver(scan.Steps):
+    """One of METHODS in equal steps from t = 0, noise, to t = 1, data."""
+
+    method: ClassVar[str]
+
+    def __call__(self, velocity: Velocity, x: Array) -> scan.Path:
+        """The path from noise x (B, ...) to data."""
+        return path(velocity, x, jnp.linspace(0.0, 1.0, self.steps + 1), self.method)
+
+
+@dataclasses.dataclass(frozen=True)
+class Euler(Solver):
+    """Euler's method, of first order."""
+
+    method: ClassVar[str] = "euler"
+
+    steps: int = 50
+    """Steps from noise to data, with one call of the network each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Midpoint(Solver):
+    """The midpoint method, of second order."""
+
+    method: ClassVar[str] = "midpoint"
+
+    steps: int = 50
+    """Steps from noise to data, with two calls of the network each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Heun(Solver):
+    """Heun's method, of second order."""
+
+    method: ClassVar[str] = "heun"
+
+    steps: int = 50
+    """Steps from noise to data, with two calls of the network each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RK4(Solver):
+    """The classical Runge-Kutta method, of fourth order."""
+
+    method: ClassVar[str] = "rk4"
+
+    steps: int = 50
+    """Steps from noise to data, with four calls of the network each."""
 
 
 def log_prob(

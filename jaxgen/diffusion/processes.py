@@ -52,7 +52,7 @@ def log_snr(process: Gaussian, t: Any) -> Any:
 
 def q_sample(process: Gaussian, x0: Array, t: Array, noise: Array) -> Array:
     """x_t of data x0 (B, ...) at times t (B,), with noise ~ N(0, I), (B, ...)."""
-    alpha, sigma = (_spread(level, x0) for level in levels(process, t))
+    alpha, sigma = (spread(level, x0) for level in levels(process, t))
     return alpha * x0 + sigma * noise
 
 
@@ -60,14 +60,14 @@ def transition(process: Gaussian, x: Array, t: Array, noise: Array) -> Array:
     """x_t of x_{t-1} = x, one step: sqrt(1 - beta_t) x + sqrt(beta_t) noise, (B, ...)."""
     xp = process.betas.__array_namespace__()
     kept, added = xp.sqrt(1 - process.betas), xp.sqrt(process.betas)
-    return _spread(_take(kept, t), x) * x + _spread(_take(added, t), x) * noise
+    return spread(_take(kept, t), x) * x + spread(_take(added, t), x) * noise
 
 
 def posterior(process: Gaussian, x0: Array, x_t: Array, t: Array) -> tuple[Array, Array]:
     """Mean (B, ...) and variance (B, 1, ...) of q(x_{t-1} | x_t, x_0); at t = 0 that is x_0 itself."""
     _, clean, noisy, variance = posterior_tables(process)
-    mean = _spread(_take(clean, t), x0) * x0 + _spread(_take(noisy, t), x0) * x_t
-    return mean, _spread(_take(variance, t), x0)
+    mean = spread(_take(clean, t), x0) * x0 + spread(_take(noisy, t), x0) * x_t
+    return mean, spread(_take(variance, t), x0)
 
 
 def posterior_tables(process: Gaussian) -> tuple[Any, Any, Any, Any]:
@@ -78,12 +78,6 @@ def posterior_tables(process: Gaussian) -> tuple[Any, Any, Any, Any]:
     clean = xp.sqrt(before) * betas / (1 - alpha_bar)
     noisy = xp.sqrt(1 - betas) * (1 - before) / (1 - alpha_bar)
     return before, clean, noisy, betas * (1 - before) / (1 - alpha_bar)
-
-
-def respaced(process: Gaussian, timesteps: Any) -> Gaussian:
-    """The process that keeps only the decreasing `timesteps` (S,) of a longer one, in rising order."""
-    alpha_bar = process.alpha_bar[np.asarray(timesteps)[::-1]]
-    return Gaussian(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]), alpha_bar)
 
 
 def split(output: Array, x_t: Array, alpha: Any, sigma: Any, target: str) -> tuple[Array, Array]:
@@ -114,8 +108,14 @@ def join(x0: Array, eps: Array, alpha: Any, sigma: Any, target: str) -> Array:
 
 def convert(process: Gaussian, output: Array, x_t: Array, t: Array, source: str, target: str) -> Array:
     """A prediction of `source` at x_t (B, ...) and t (B,) as one of `target`: "eps", "x0", "v", "score"."""
-    alpha, sigma = (_spread(level, x_t) for level in levels(process, t))
+    alpha, sigma = (spread(level, x_t) for level in levels(process, t))
     return join(*split(output, x_t, alpha, sigma, source), alpha, sigma, target)
+
+
+def spread(row: Any, x: Array) -> Array:
+    """Numbers (B,) as the dtype of x and with its rank, (B, 1, ...)."""
+    row = jnp.asarray(row, x.dtype)
+    return row.reshape(row.shape + (1,) * (x.ndim - row.ndim))
 
 
 def _take(table, t):
@@ -123,9 +123,3 @@ def _take(table, t):
     if isinstance(table, np.ndarray) and isinstance(t, np.ndarray | np.integer | int):
         return table[t]
     return jnp.asarray(table)[t]
-
-
-def _spread(row, x):
-    """Numbers (B,) as the dtype of x and with its rank, (B, 1, ...)."""
-    row = jnp.asarray(row, x.dtype)
-    return row.reshape(row.shape + (1,) * (x.ndim - row.ndim))

@@ -1,13 +1,16 @@
-"""Noise schedules: how fast the data drown.
+"""Noise schedules: how fast the data drown, as functions and as the values that a Config holds.
 
 A discrete schedule is beta_t, the variance of the noise added at step t = 1..T, kept at index t - 1 in
 float64, because the signal left, alpha_bar_t = prod (1 - beta), loses digits in float32. A schedule of noise
 levels is sigma_i, decreasing, of data to which noise is added without being scaled.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+
+from jaxgen import values
 
 MAX_BETA = 0.999
 """Largest beta of any schedule: the last steps of the cosine, and coarse steps of all, are cut here."""
@@ -69,6 +72,55 @@ SCHEDULES: dict[str, Callable[..., np.ndarray]] = {
     "sigmoid": sigmoid,
 }
 """Every discrete schedule by name: number of steps and options -> beta."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Named(values.Value):
+    """A schedule of `SCHEDULES` by the name of its class, with its options as fields."""
+
+    def __call__(self, num_steps: int) -> np.ndarray:
+        """beta, (num_steps,) float64."""
+        return betas(type(self).__name__.lower(), num_steps, **dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear(Named):
+    """beta in equal steps (Ho et al. 2020)."""
+
+    first: float | None = None
+    """First beta; 0.1 / T by default."""
+    last: float | None = None
+    """Last beta; 20 / T by default."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Quadratic(Named):
+    """The root of beta in equal steps (Song et al. 2021)."""
+
+    first: float | None = None
+    """First beta; 0.1 / T by default."""
+    last: float | None = None
+    """Last beta; 20 / T by default."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine(Named):
+    """alpha_bar along a squared cosine (Nichol & Dhariwal 2021)."""
+
+    offset: float = 0.008
+    """Shift of the start, which keeps the first beta from being too small."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sigmoid(Named):
+    """alpha_bar along a logistic curve (Jabri, Fleet & Chen 2023)."""
+
+    start: float = -3.0
+    """Where on the logistic curve alpha_bar is 1."""
+    end: float = 3.0
+    """Where on the logistic curve alpha_bar is 0."""
+    temperature: float = 1.0
+    """Width of the logistic curve."""
 
 
 def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Flax's convolutions, plain and transposed, with gradients as fast inside loops and conditionals as outside.
 
-`trilinear.py` says how. As with every custom VJP, reverse mode works to any order, forward mode (`jax.jvp`)
-raises TypeError, and `jax.shard_map` has to be told check_vma=False.
+`trilinear.py` says how. Both modes of differentiation work, mixed and to any order.
 """
 
 import functools
@@ -130,11 +129,6 @@ def output_size(n: int, kernel: int, stride: int, padding: str | int | tuple[int
         return -(-n // stride)
     low, high = (0, 0) if padding == "VALID" else _pair(padding)
     return max((n + low + high - kernel) // stride + 1, 0)
-
-
-def transposed_output_size(n: int, kernel: int, stride: int, padding: str | int | tuple[int, int]) -> int:
-    """Entries along an axis of a transposed convolution of n: stride (n - 1) + kernel - low - high."""
-    return stride * (n - 1) + kernel - sum(_transposed_padding(kernel, stride, padding))
 
 
 class Conv(nn.Conv):

@@ -1,29 +1,30 @@
-"""A convolution as one trilinear form, so that its gradients of every order are convolutions XLA runs fast.
+"""A convolution as one trilinear form, so that its derivatives of every order are convolutions XLA runs fast.
 
 The form <x * kernel, g> is linear in x, in the kernel and in g. Leave one of them out and a map is left: the
-convolution, the gradient of its input, the gradient of its kernel. Each has the other two as its gradients,
-and each is itself a convolution,
+convolution, the gradient of its input, the gradient of its kernel. Each is linear in either operand, with one
+of the other two as its transpose, and each is itself a convolution,
 
     x * kernel        grad_x = g * flip(kernel)'        grad_kernel = x' * g'
 
-with ' for channels swapped with the batch or with output channels. JAX writes the swaps as dimension numbers.
-XLA's CPU backend has fast code for channels-last operands only; it brings others into that form in the entry
-computation but not in the bodies of loops and conditionals, where they take up to hundreds of times as long
-(https://github.com/jax-ml/jax/issues/12868). Here, on CPU, the operands themselves are swapped. On other
-platforms each map is the one JAX has.
+with ' for channels swapped with the batch or with output channels. So they are three primitives of JAX, and
+their tangents and gradients, mixed and to any order, are these three again.
+
+JAX writes the swaps as dimension numbers. XLA's CPU backend has fast code for channels-last operands only; it
+brings others into that form in the entry computation but not in the bodies of loops and conditionals, where
+they take up to hundreds of times as long (https://github.com/jax-ml/jax/issues/12868). Here, on CPU, the
+operands themselves are swapped. On other platforms each map is the one JAX has.
 """
 
 import functools
-import itertools
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.interpreters import ad, batching
 
-BLOCK_BYTES = 2**21
-"""Of the examples that are worked on at a time: about what a core's cache holds."""
+from jaxgen.nn import overlap_add, primitives
 
 
 class Axis(NamedTuple):
@@ -63,43 +64,50 @@ def channels_last(rank: int) -> lax.ConvDimensionNumbers:
     return lax.ConvDimensionNumbers(outer, (rank + 1, rank, *range(rank)), outer)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(x: Array, kernel: Array, axes: tuple[Axis, ...], precision: Any) -> Array:
-    """x * kernel: (B, *input, C_in) by (*kernel, C_in, C_out) to (B, *output, C_out)."""
+    """x * kernel: (B, *input, C_in) by (*kernel, C_in, C_out) to (B, *output, C_out).
+
+    Raises TypeError where the two differ in their dtype or in C_in.
+    """
+    jax.eval_shape(functools.partial(_xla, axes=axes, precision=precision), x, kernel)
+    return CONVOLVE.bind(*primitives.vary_alike(x, kernel), axes=axes, precision=precision, mapped=0)
+
+
+def _convolve(x, kernel, *, axes, precision):
     plain = functools.partial(_xla, axes=axes, precision=precision)
-    if not _overlap_add_wins(axes):
+    if not overlap_add.wins(axes):
         return plain(x, kernel)
-    fast = functools.partial(_overlap_add, axes=axes, precision=precision)
+    fast = functools.partial(overlap_add.convolve, axes=axes, precision=precision)
     return lax.platform_dependent(x, kernel, cpu=fast, default=plain)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def input_gradient(kernel: Array, g: Array, axes: tuple[Axis, ...], precision: Any) -> Array:
+def _input_gradient(kernel, g, *, axes, precision):
     """Gradient of <x * kernel, g> in x: (*kernel, C_in, C_out), (B, *output, C_out) to (B, *input, C_in)."""
 
     def fast(kernel, g):
-        return convolve(g, _flip_and_swap(kernel), tuple(axis.adjoint() for axis in axes), precision)
+        adjoint = tuple(axis.adjoint() for axis in axes)
+        return _convolve(g, _flip_and_swap(kernel), axes=adjoint, precision=precision)
 
     def plain(kernel, g):
-        x = jax.ShapeDtypeStruct((len(g), *(axis.input[0] for axis in axes), kernel.shape[-2]), g.dtype)
+        x = lax.full_like(g, 0, shape=(len(g), *(axis.input[0] for axis in axes), kernel.shape[-2]))
         return jax.linear_transpose(lambda x: _xla(x, kernel, axes, precision), x)(g)[0]
 
     return lax.platform_dependent(kernel, g, cpu=fast, default=plain)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def kernel_gradient(x: Array, g: Array, axes: tuple[Axis, ...], precision: Any) -> Array:
+def _kernel_gradient(x, g, *, axes, precision):
     """Gradient of <x * kernel, g> in kernel: (B, *input, C_in), (B, *output, C_out) to kernel's shape."""
+    shape = (*(axis.kernel[0] for axis in axes), x.shape[-1], g.shape[-1])
 
     def fast(x, g):
         """A sum over blocks of examples: their swapped copies stay in cache."""
-        block = _block(len(x), (math.prod(x.shape[1:]) + math.prod(g.shape[1:])) * x.dtype.itemsize)
+        example_bytes = (math.prod(x.shape[1:]) + math.prod(g.shape[1:])) * x.dtype.itemsize
+        block = overlap_add.block_size(len(x), example_bytes)
         if block == len(x):
             return gradient(x, g)
-        blocks = [_blocks(a, block) for a in (x, g)]
-        body = lambda index, total: total + gradient(*(_examples(a, index) for a in blocks))
-        kernel = (*(axis.kernel[0] for axis in axes), x.shape[-1], g.shape[-1])
-        zero = jnp.zeros(kernel, jnp.promote_types(x.dtype, jnp.float32))
+        blocks = [overlap_add.blocks_of(a, block) for a in (x, g)]
+        body = lambda index, total: total + gradient(*(overlap_add.examples(a, index) for a in blocks))
+        zero = lax.full_like(x, 0, jnp.promote_types(x.dtype, jnp.float32), shape)
         return lax.fori_loop(0, blocks[0].shape[1], body, zero).astype(x.dtype)
 
     def gradient(x, g):
@@ -111,37 +119,64 @@ def kernel_gradient(x: Array, g: Array, axes: tuple[Axis, ...], precision: Any) 
 
     def correlate(x, g, axes):
         swapped = jnp.swapaxes(x, 0, -1), jnp.moveaxis(g, 0, -2)
-        product = convolve(*swapped, tuple(axis.correlation() for axis in axes), precision)
-        return jnp.moveaxis(product, 0, -2)
+        sliding = tuple(axis.correlation() for axis in axes)
+        return jnp.moveaxis(_convolve(*swapped, axes=sliding, precision=precision), 0, -2)
 
     def plain(x, g):
-        size = (axis.kernel[0] for axis in axes)
-        kernel = jax.ShapeDtypeStruct((*size, x.shape[-1], g.shape[-1]), g.dtype)
+        kernel = lax.full_like(g, 0, shape=shape)
         return jax.linear_transpose(lambda kernel: _xla(x, kernel, axes, precision), kernel)(g)[0]
 
     return lax.platform_dependent(x, g, cpu=fast, default=plain)
 
 
-convolve.defvjp(
-    lambda x, kernel, *static: (convolve(x, kernel, *static), (x, kernel)),
-    lambda axes, precision, operands, g: (
-        input_gradient(operands[1], g, axes, precision),
-        kernel_gradient(operands[0], g, axes, precision),
-    ),
+def _bilinear(name, function, free):
+    """A primitive of two operands.
+
+    Each operand has one free axis, over which the map does not sum: the first (examples) or one of the last
+    two (channels). `free` says for each operand where that axis is, in the operand and in the result.
+    """
+    new = primitives.primitive(name, function, ("axes", "precision"))
+
+    def batch(operands, batched, *, mapped, **options):
+        """If one operand alone is mapped over, its new axis becomes a part of its free axis."""
+        if None not in batched:
+            return primitives.batch_all(new, operands, batched, mapped=mapped, **options)
+        index = 0 if batched[1] is None else 1
+        x, (source, target) = operands[index], free[index]
+        # Devices may split the examples, and a split survives only if the new axis is inside of theirs.
+        inner = source == 0
+        axis = mapped if inner else x.ndim - 1 + source
+        x = jnp.moveaxis(x, batched[index], axis + inner)
+        size = x.shape[axis : axis + 2]
+        x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+        both = (x, operands[1]) if index == 0 else (operands[0], x)
+        y = new.bind(*both, mapped=mapped, **options)
+        axis = mapped if inner else y.ndim + target
+        return y.reshape(*y.shape[:axis], *size, *y.shape[axis + 1 :]), axis + inner
+
+    batching.primitive_batchers[new] = batch
+    return new
+
+
+CONVOLVE = _bilinear("convolve", _convolve, ((0, 0), (-1, -1)))
+INPUT_GRADIENT = _bilinear("convolve_input_gradient", _input_gradient, ((-2, -1), (0, 0)))
+KERNEL_GRADIENT = _bilinear("convolve_kernel_gradient", _kernel_gradient, ((-1, -2), (-1, -1)))
+
+# Every rule is given the cotangent of the result and then both operands, one of which is unknown.
+ad.defbilinear(
+    CONVOLVE,
+    lambda g, x, kernel, **options: INPUT_GRADIENT.bind(kernel, g, **options),
+    lambda g, x, kernel, **options: KERNEL_GRADIENT.bind(x, g, **options),
 )
-input_gradient.defvjp(
-    lambda kernel, g, *static: (input_gradient(kernel, g, *static), (kernel, g)),
-    lambda axes, precision, operands, x: (
-        kernel_gradient(x, operands[1], axes, precision),
-        convolve(x, operands[0], axes, precision),
-    ),
+ad.defbilinear(
+    INPUT_GRADIENT,
+    lambda x, kernel, g, **options: KERNEL_GRADIENT.bind(x, g, **options),
+    lambda x, kernel, g, **options: CONVOLVE.bind(x, kernel, **options),
 )
-kernel_gradient.defvjp(
-    lambda x, g, *static: (kernel_gradient(x, g, *static), (x, g)),
-    lambda axes, precision, operands, kernel: (
-        input_gradient(kernel, operands[1], axes, precision),
-        convolve(operands[0], kernel, axes, precision),
-    ),
+ad.defbilinear(
+    KERNEL_GRADIENT,
+    lambda kernel, x, g, **options: INPUT_GRADIENT.bind(kernel, g, **options),
+    lambda kernel, x, g, **options: CONVOLVE.bind(x, kernel, **options),
 )
 
 
@@ -160,68 +195,3 @@ def _xla(x, kernel, axes, precision):
 
 def _flip_and_swap(kernel):
     return jnp.flip(kernel, range(kernel.ndim - 2)).swapaxes(-1, -2)
-
-
-def _overlap_add_wins(axes):
-    whole = all(
-        axis.output[1] == axis.kernel[1] == 1 and axis.kernel[0] % axis.input[1] == 0 for axis in axes
-    )
-    return whole and any(axis.input[1] > 1 for axis in axes)
-
-
-def _overlap_add(x, kernel, axes, precision):
-    """x * kernel for dilated x, as products and sums of shifted pieces: nothing times zero.
-
-    A loop takes a few examples at a time. Their pieces, four times what x or the result hold, stay in cache,
-    and are summed once: XLA sums them anew in each fusion that reads a result outside of a loop.
-    """
-    copies = jnp.moveaxis(jnp.flip(kernel, range(len(axes))), -2, 0)
-    block = _block(len(x), math.prod((*x.shape[1:-1], *copies.shape[1:])) * x.dtype.itemsize)
-    if block == len(x):
-        return _overlap_add_block(x, copies, axes, precision)
-    blocks = _blocks(x, block)
-
-    def body(index, y):
-        piece = _overlap_add_block(_examples(blocks, index), copies, axes, precision)
-        return lax.dynamic_update_index_in_dim(y, piece, index, 1)
-
-    output = (axis.output[0] for axis in axes)
-    y = jnp.zeros((*blocks.shape[:2], *output, kernel.shape[-1]), x.dtype)
-    y = lax.fori_loop(0, blocks.shape[1], body, y)
-    return y.reshape(len(x), *y.shape[2:])
-
-
-def _block(n, example_bytes):
-    """How many of n examples to work on at a time."""
-    largest = max(BLOCK_BYTES // max(example_bytes, 1), 1)
-    return max((size for size in range(1, min(n, largest) + 1) if n % size == 0), default=n)
-
-
-def _blocks(x, block):
-    """(B, ...) to (block, blocks, ...): where devices split the batch, they split the first factor of it."""
-    return x.reshape(block, -1, *x.shape[1:])
-
-
-def _examples(blocks, index):
-    return lax.dynamic_index_in_dim(blocks, index, 1, keepdims=False)
-
-
-def _overlap_add_block(x, copies, axes, precision):
-    rank = len(axes)
-    steps = [axis.input[1] for axis in axes]
-    taps = [axis.kernel[0] // axis.input[1] for axis in axes]
-    pieces = jnp.tensordot(x, copies, 1, precision=precision)
-    pieces = pieces.reshape(*x.shape[:-1], *itertools.chain(*zip(taps, steps, strict=True)), copies.shape[-1])
-    zero, keep = jnp.zeros((), x.dtype), (0, 0, 0)
-
-    def shifted(tap):
-        piece = pieces[(..., *itertools.chain(*((t, slice(None)) for t in tap)), slice(None))]
-        shifts = [(t, n - 1 - t, 0) for t, n in zip(tap, taps, strict=True)]
-        return lax.pad(piece, zero, [keep, *shifts, *[keep] * (rank + 1)])
-
-    total = functools.reduce(jnp.add, map(shifted, itertools.product(*map(range, taps))))
-    total = total.transpose(0, *itertools.chain(*((a, a + rank) for a in range(1, rank + 1))), 2 * rank + 1)
-    full = [axis.input[0] * axis.input[1] + axis.kernel[0] - axis.input[1] for axis in axes]
-    margins = [[side - axis.kernel[0] + 1 for side in axis.padding()] for axis in axes]
-    total = total.reshape(len(x), *full, copies.shape[-1])
-    return lax.pad(total, zero, [keep, *((low, high, 0) for low, high in margins), keep])

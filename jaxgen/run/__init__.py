@@ -1,1 +1,1 @@
-"""Runs: the training loop, checkpoints, run directories and devices. It knows no family."""
+"""Runs: the training loop, checkpoints, run directories and devices. Nothing here depends on a family."""

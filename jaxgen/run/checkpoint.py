@@ -1,6 +1,6 @@
 """Checkpoints of a run: written asynchronously, committed by a rename, restored onto any mesh.
 
-The only file that imports Orbax.
+This is the only file that imports Orbax.
 """
 
 import gc
@@ -35,7 +35,7 @@ def open_writer(run_dir: Path) -> Any:
 
 
 def save(writer: Any, step: int, state: Any) -> None:
-    """Start writing `state` as checkpoint `step`; returns once it is copied, so the state may be donated."""
+    """Start writing `state` as checkpoint `step`; returns once it is copied, so it may then be donated."""
     if all(checkpoint.step != step for checkpoint in writer.checkpoints):
         writer.save_async(step, state, force=True)
 
@@ -46,17 +46,17 @@ def steps(run_dir: Path) -> list[int]:
 
 
 def restore(run_dir: Path, like: Any, step: int | None = None) -> Any:
-    """Checkpoint `step`, or else the latest that is whole, or None where there is none yet.
+    """The State of checkpoint `step`, by default of the latest intact one, or None if there is no checkpoint.
 
-    A damaged checkpoint is passed over with a warning.
+    Without `step`, damaged checkpoints are skipped with a warning.
 
     Args:
         run_dir: absolute path of the run.
-        like: a tree of jax.ShapeDtypeStruct with the shardings wanted, as `abstract_state` gives.
-        step: which one.
+        like: a tree of jax.ShapeDtypeStruct with the wanted shardings, as returned by `abstract_state`.
+        step: the checkpoint to read.
 
     Raises:
-        RunError: `step` is missing or damaged, or no checkpoint is whole.
+        RunError: `step` is missing or damaged, or no checkpoint is intact.
     """
     available = steps(run_dir)
     if step is not None and step not in available:
@@ -75,7 +75,7 @@ def restore(run_dir: Path, like: Any, step: int | None = None) -> Any:
 
 
 def _read(path: Path, like: Any) -> Any:
-    """The state in a checkpoint, or None if it is damaged, which Orbax says in many words and types."""
+    """The state in a checkpoint, or None if it is damaged; Orbax raises many types of exceptions then."""
     import orbax.checkpoint.experimental.v1 as ocp
 
     with warnings.catch_warnings():
@@ -92,7 +92,7 @@ def _read(path: Path, like: Any) -> Any:
 
 
 def set_aside(run_dir: Path, after: int) -> None:
-    """Move the checkpoints later than step `after`, found damaged, to run_dir/damaged."""
+    """Move the checkpoints later than step `after`, which were found damaged, to run_dir/damaged."""
     for step in steps(run_dir):
         if step > after:
             target = run_dir / "damaged" / str(step)
@@ -107,7 +107,7 @@ def load(run_dir: str | Path, step: int | None = None, cfg: Any = None) -> tuple
 
     Args:
         run_dir: what `fit` was given.
-        step: which checkpoint; the latest whole one by default.
+        step: which checkpoint; the latest intact one by default.
         cfg: the config, needed only if it held networks or optimizers of your own.
 
     Raises:

@@ -1,8 +1,8 @@
-"""A run directory: what a training run was, and what it left.
+"""A run directory: the description of a training run, and the files that it wrote.
 
-config.json     family, config, data, key, versions: enough to load the run, and to refuse to continue
-                another one
-metrics.jsonl   one object a log line, "step" first
+config.json     family, config, data, key and versions; `load` needs no more, and `fit` compares them before
+                it resumes a run
+metrics.jsonl   one object per log line, with "step" first
 samples/        <step>.png
 checkpoints/    <step>/, see `checkpoint`
 """
@@ -20,7 +20,7 @@ from jaxgen import values
 
 
 class RunError(ValueError):
-    """A run directory that cannot serve: another run's, unwritable, damaged, or none at all."""
+    """A run directory that cannot be used: it is missing, damaged, unwritable, or holds another run."""
 
 
 def resolve(run_dir: str | Path) -> Path:
@@ -29,7 +29,7 @@ def resolve(run_dir: str | Path) -> Path:
 
 
 def describe(family: Any, cfg: Any, **facts: Any) -> dict[str, Any]:
-    """What config.json says: the family, its config, `facts`, and the versions it ran with.
+    """The content of config.json: the family, its config, `facts`, and the versions it ran with.
 
     Fields that are no JSON, such as an Optax optimizer, are named under "custom" and only described.
     """
@@ -45,7 +45,7 @@ def describe(family: Any, cfg: Any, **facts: Any) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of what the numbers depend on."""
+    """Versions of Python and of the packages that the numbers depend on."""
     names = ("jaxgen", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "python": platform.python_version(),
@@ -122,7 +122,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
 
 
 def rewind_metrics(run_dir: Path, step: int) -> None:
-    """Forget the log lines after `step`: the resumed run writes them again."""
+    """Remove the log lines after `step`; the resumed run writes them again."""
     rows = [row for row in read_metrics(run_dir) if row["step"] <= step]
     write_text(run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -134,17 +134,17 @@ def log(run_dir: Path, row: dict[str, float]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step, so that no reader ever sees half of it."""
+    """Replace a file atomically, so that no reader sees half of it."""
     temporary = path.with_name(path.name + ".partial")
     temporary.write_text(text)
     temporary.replace(path)
 
 
 class StopRequest:
-    """Notes SIGTERM and Ctrl-C while it is entered, so that a loop can end at a good place; a second one is
-    not held.
+    """A context manager that records SIGTERM and Ctrl-C, so that a loop can save its state before it stops.
 
-    Outside the main thread, where Python allows no signal handlers, it notes nothing.
+    A second signal has its usual effect. Outside the main thread, where Python allows no signal handlers,
+    nothing is recorded.
     """
 
     def __init__(self):

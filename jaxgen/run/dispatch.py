@@ -1,7 +1,8 @@
-"""How steps reach the device: many in one dispatch where the data live there, one by one where they stream.
+"""How training steps are dispatched to the device.
 
-Many steps are a loop whose length is a run-time value. So one compiled program serves every length, where a
-dispatch ends changes no bit, and the length can follow the clock.
+If the data are held on the device, one dispatch makes many steps; if they are streamed, it makes one. The
+many steps are a loop whose length is a run-time value. One compiled program therefore serves every length,
+the result does not depend on where a dispatch ends, and the length can be adapted to the measured time.
 """
 
 import functools
@@ -22,11 +23,11 @@ from jaxgen.types import Family, Metrics
 Batches = data.DeviceBatches | data.StreamedBatches
 
 CHUNK_SECONDS = 0.5
-"""How long one dispatch takes where `chunk` is left open: long against its overhead, short for Ctrl-C."""
+"""How long one dispatch takes by default: long compared with its overhead, short enough for Ctrl-C."""
 
 
 class Totals(NamedTuple):
-    """What is carried beside the state since the last log line."""
+    """Sums of the metrics since the last log line, which the compiled loop carries along with the state."""
 
     metrics: Metrics  # sums
     bad_step: Array  # () int32, the first step with a metric that is not finite, or -1
@@ -35,13 +36,13 @@ class Totals(NamedTuple):
 def advance(
     family: Family, cfg: Any, batches: Batches, mesh: Mesh, shardings: Any, chunk: int | None
 ) -> Callable[[Any, Totals, int, int], tuple[Any, Totals, int]]:
-    """A function (state, totals, step, until) -> (state, totals, steps done) that makes one dispatch.
+    """A function (state, totals, step, until) -> (state, totals, number of steps made) for one dispatch.
 
-    It donates the state, never goes beyond step `until`, and stops at a step whose metrics are not finite.
+    It donates the state, makes no step beyond `until`, and stops at a step whose metrics are not finite.
 
     Args:
         shardings: of the state.
-        chunk: steps a dispatch; None lets the clock choose. Without effect on streamed data.
+        chunk: steps per dispatch; by default as many as take `CHUNK_SECONDS`. Streamed data ignore it.
     """
     if isinstance(batches, data.StreamedBatches):
         return _streamed(family, cfg, batches, mesh, shardings)
@@ -49,7 +50,7 @@ def advance(
 
 
 def _resident(family, cfg, batches, mesh, shardings, chunk):
-    """Dispatches of many steps, each step gathering its batch from the data held on every device."""
+    """Dispatches of many steps; each step gathers its batch from the data held on every device."""
     batches = shard.replicate(batches, mesh)
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, shard.replicated(mesh)))
@@ -80,7 +81,7 @@ def _resident(family, cfg, batches, mesh, shardings, chunk):
 
 
 def _streamed(family, cfg, batches, mesh, shardings):
-    """Dispatches of one step each, on batches read ahead by the host."""
+    """Dispatches of one step each, on batches that the host reads ahead."""
     single = jax.jit(
         functools.partial(_one, family, cfg),
         donate_argnums=0,
@@ -105,7 +106,7 @@ def _one(family, cfg, state, totals, batch):
 
 
 def zeros(family: Family, cfg: Any, state: Any, batches: Batches, mesh: Mesh) -> Totals:
-    """Totals of no step at all, with the family's metrics."""
+    """Totals before the first step: zero for each of the family's metrics."""
     shapes = jax.eval_shape(
         lambda s: family.train_step(s, jax.tree.map(jnp.asarray, dict(batches(0))), cfg)[1], state
     )

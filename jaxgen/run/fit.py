@@ -1,8 +1,8 @@
-"""The training loop: the only one, for every family.
+"""The training loop, which every family uses.
 
-A run is a pure function of (family, config, data, batch size, key), and its randomness hangs on the step
-alone, so stopping it anywhere and starting it again gives the same bits as never having stopped. `dispatch`
-says how the steps reach the device.
+A run is a pure function of (family, config, data, batch size, key), and the randomness of a step depends
+only on the key and the step. A run that is stopped and started again therefore gives the same bits as one
+that never stopped. `dispatch` says how steps are dispatched to the device.
 """
 
 import contextlib
@@ -46,32 +46,32 @@ def fit(
 ) -> Any:
     """Train `family` for `steps` steps in all and return its State.
 
-    With a `run_dir` the run leaves config.json, metrics.jsonl, samples/<step>.png and checkpoints/<step>/
-    there, and starting it again continues from the last whole checkpoint, to the same bits as a run that
-    never stopped. SIGTERM and Ctrl-C save first.
+    With a `run_dir` the run writes config.json, metrics.jsonl, samples/<step>.png and checkpoints/<step>/
+    there. Starting it again continues from the last intact checkpoint and gives the same bits as a run that
+    never stopped. SIGTERM and Ctrl-C save a checkpoint first.
 
     Args:
         family: a module with Config, init, train_step and sample.
         cfg: its Config.
         dataset: what `data.load` returns.
-        steps: length of the whole run, a resumed part included.
-        batch_size: examples a step, over all devices and processes.
+        steps: length of the whole run, including the part before a resumption.
+        batch_size: examples per step, over all devices and processes.
         key: typed PRNG key; the initial state, the order of the data and every step follow from it.
         run_dir: where the run is kept; None keeps nothing.
-        start: a State of the family, also under another config, whose parameters a new run starts from. Of a
-            fresh State it leaves only the step, the key and the optimizer's state.
+        start: a State from which a new run is initialised. It is of the same family, possibly under another
+            config. Only the step, the key and the optimizer's state are those of a fresh State.
         mesh: devices to use; all of them by default.
-        chunk: steps a dispatch for data held on the device; by default as many as take half a second.
+        chunk: steps per dispatch for data held on the device; by default as many as take half a second.
         log_every: steps between log lines; a line holds the means over the steps since the last.
         sample_every: steps between pictures of samples; 0 draws none.
         save_every: steps between checkpoints; 0 saves only at the end.
         on_log: called with the step and the metrics of every log line.
-        facts: what else config.json says of the run, as JSON; it is no part of what a resumed run must share.
+        facts: JSON to be recorded in config.json; a resumed run need not have the same.
 
     Raises:
         ValueError: the batch does not split over the devices, a number of steps is not positive, or `start`
             has other shapes.
-        RunError: the run folder is another run's, or cannot be written.
+        RunError: the run directory holds another run, or cannot be written.
         FloatingPointError: a metric or the state became NaN or infinite; the message names the step, and the
             checkpoints stay as they were.
     """
@@ -153,7 +153,7 @@ def fit(
 
 
 def _started(state, start, shardings):
-    """`state` with everything of `start` but the step, the key and what the optimizer knows."""
+    """`start` with the step, the key and the optimizer's state of `state`."""
     names = [name for name in state._fields if name not in ("step", "key", "opt_state")]
     fresh, given = ({name: getattr(s, name, None) for name in names} for s in (state, start))
     if jax.tree.map(jnp.shape, fresh) != jax.tree.map(jnp.shape, given):
@@ -181,7 +181,7 @@ def _interrupted(stop):
 
 
 def _agree(stop):
-    """Whether to stop. Several processes must stop at the same step, so they ask each other."""
+    """Whether to stop. Several processes must stop at the same step, so they exchange their signals."""
     if stop is None or jax.process_count() == 1:
         return _interrupted(stop)
     from jax.experimental import multihost_utils

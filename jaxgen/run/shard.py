@@ -1,10 +1,13 @@
-"""Meshes, and where batches and states live on them.
+"""Device meshes, and how batches and states are placed on them.
 
 The same jitted step runs on one CPU core, eight GPUs or a TPU pod: only the shardings of its inputs differ,
-and XLA inserts the collectives. A mesh has two axes. The batch is split over both; the state is replicated,
-except that with `fsdp` > 1 every large array of it is split over that axis (fully sharded data parallelism,
-Rajbhandari et al. 2020). Who knows `pmap`: `data` is its axis, `P("data")` its leading device dimension, and
-the `psum` is implied.
+and XLA inserts the collectives. A mesh has two axes, `data` and `fsdp`. The batch is split over both. The
+state is replicated, except that with `fsdp` > 1 its large arrays are split over that axis (fully sharded data
+parallelism, Rajbhandari et al. 2020).
+
+For users of `pmap`: the `data` axis corresponds to the mapped axis of `pmap`. Arrays have no leading device
+axis; `PartitionSpec("data")` says instead that the first axis is split. No `psum` or `pmean` is written,
+because the step is a function of the global batch.
 """
 
 import math
@@ -42,8 +45,9 @@ def initialize() -> None:
 
 
 def mesh(data: int = -1, fsdp: int = 1) -> Mesh:
-    """All devices as a (data, fsdp) grid; `data` = -1 takes what `fsdp` leaves. A smaller grid takes the
-    first devices.
+    """All devices as a (data, fsdp) grid.
+
+    `data` = -1 stands for the number of devices divided by `fsdp`. A smaller grid uses the first devices.
 
     Raises ValueError if there are not as many devices as the sizes ask for.
     """
@@ -67,9 +71,10 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
-    """A tree of NamedSharding for a state (arrays or their shapes): split over `fsdp` where that is worth it.
+    """A tree of NamedSharding for a state (arrays or their shapes).
 
-    An array is split along its largest axis that the `fsdp` axis divides.
+    An array of at least `SMALLEST_SHARDED` elements is split over the `fsdp` axis, along the largest of its
+    axes that are divisible by it. Other arrays are replicated.
     """
     size = mesh.shape["fsdp"]
 
@@ -84,17 +89,17 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of what every device holds whole."""
+    """The sharding of an array that every device holds in full."""
     return NamedSharding(mesh, REPLICATED)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """The tree on every device of the mesh; every process must hold the same values."""
+    """The tree, replicated on every device of the mesh; every process must pass the same values."""
     return jax.device_put(tree, replicated(mesh))
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """A global batch, split over the mesh, from this process's slice of it in host memory."""
+    """The global batch, split over the mesh, assembled from each process's slice in host memory."""
     sharding = NamedSharding(mesh, BATCH)
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), dict(batch)
@@ -107,7 +112,7 @@ def constrain_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def barrier(name: str) -> None:
-    """Wait until every process is here; nothing to wait for where there is one."""
+    """Wait until every process has reached this call; does nothing in a single process."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

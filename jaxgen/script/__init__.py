@@ -1,4 +1,4 @@
-"""What experiment scripts share: systems, their options, and the evaluation, report and result of a run."""
+"""Shared parts of experiment scripts: systems, options, and the evaluation, report and result of a run."""
 
 from jaxgen.script.command_line import one_line_errors, run_script
 from jaxgen.script.evaluation import evaluate_run, likelihoods, sampler

@@ -1,8 +1,8 @@
-"""Command lines of scripts: the options of a Config and its parts, and bad input answered in one line.
+"""Command lines of scripts: the options of a Config and its parts, and one-line messages for bad input.
 
-The fields of a Config are options, `--num-latents 8`; those of a part are a group, `--optimizer.beta1 0.5`.
-Where the annotation of a field names several classes, `--posterior log_normal` puts another of them in its
-place, and the group is then of that one.
+The fields of a Config are options, such as `--num-latents 8`. The fields of a part form a group, such as
+`--optimizer.beta1 0.5`. If the annotation of a field names several classes, an option such as
+`--posterior log_normal` selects one of them, and the group then has the fields of that class.
 """
 
 import ast
@@ -25,11 +25,11 @@ from jaxgen import data, types, values
 from jaxgen.run import directory
 
 FILLED_IN = (*types.FROM_THE_DATA, "dtype", "num_labels", "num_outputs")
-"""Fields of a part that its Config fills in."""
+"""Fields of a part that are filled in from its Config."""
 
 
 def run_script(main: Callable[[Any], None], options: type) -> None:
-    """Run a script that is no `System`: its `main`, with the options that the command line gives."""
+    """Run the `main` of a script that has no `System`, with the options from the command line."""
     import tyro
 
     with one_line_errors():
@@ -38,7 +38,7 @@ def run_script(main: Callable[[Any], None], options: type) -> None:
 
 @contextlib.contextmanager
 def one_line_errors():
-    """Bad input ends the program with one line and exit status 2; JAXGEN_TRACEBACK=1 shows where."""
+    """Bad input ends the program with one line and exit status 2; JAXGEN_TRACEBACK=1 shows the traceback."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
@@ -54,7 +54,7 @@ def one_line_errors():
 
 
 def choose(config: Any, arguments: Sequence[str]) -> tuple[Any, list[str]]:
-    """The config with the parts that arguments such as `--posterior log_normal` ask for, and the others."""
+    """The config with the parts selected by arguments such as `--posterior log_normal`, and the rest."""
     import tyro
 
     rest = list(arguments)
@@ -82,7 +82,7 @@ def choose(config: Any, arguments: Sequence[str]) -> tuple[Any, list[str]]:
 
 
 def option_type(value: Any, prefix: str = "") -> type:
-    """A dataclass of the options of a Config or a part, with its values as defaults, for tyro to show."""
+    """A dataclass for tyro with the options of a Config or a part, whose values are the defaults."""
     import tyro
 
     hints, help_of = typing.get_type_hints(type(value)), sentences(type(value))
@@ -120,7 +120,7 @@ def chosen(options: Any) -> Any:
 
 
 def sentences(cls: Any) -> dict[str, str]:
-    """The docstring below each field of a class, its bases' too, on one line."""
+    """The docstring below each field of a class and of its bases, on one line."""
     base: Any = cls.__base__
     found = sentences(base) if base not in (object, nn.Module, values.Value, None) else {}
     try:
@@ -136,7 +136,7 @@ def sentences(cls: Any) -> dict[str, str]:
 
 
 def choices(config: Any) -> str:
-    """The parts for which there are others, with the words that choose them, a line each."""
+    """The parts that have alternatives, with the words that select them, one per line."""
     found = _alternatives(config)
     lines = [
         f"--{path} {'|'.join(classes)} ({_word(current, classes)})"
@@ -150,7 +150,7 @@ def _word(current: Any, classes: dict[str, type]) -> str:
 
 
 def _alternatives(value: Any, deep: bool = True) -> dict[str, tuple[Any, dict[str, type]]]:
-    """The parts for which there are others: {path: (the part, {its name on a command line: class})}."""
+    """The parts that have alternatives: {path: (the part, {name on the command line: class})}."""
     hints, found = typing.get_type_hints(type(value)), {}
     for field in values.options(value):
         current = getattr(value, field.name)
@@ -164,7 +164,7 @@ def _alternatives(value: Any, deep: bool = True) -> dict[str, tuple[Any, dict[st
 
 
 def _classes(hint: Any) -> dict[str, type]:
-    """The classes of parts that a Union names, without the bases that stand for a user's own."""
+    """The classes of parts in a Union, without the base classes that admit a user's own parts."""
     classes = [c for c in typing.get_args(hint) if isinstance(c, type) and dataclasses.is_dataclass(c)]
     classes = [c for c in classes if c is not nn.Module]
     names = [_snake(c.__name__) for c in classes]
@@ -175,7 +175,9 @@ def _classes(hint: Any) -> dict[str, type]:
 
 
 def _snake(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+    """A class name as a word of a command line: "log_normal"; "dreg" of DReG, which has no words in it."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+    return name.lower() if any(len(word) == 1 for word in words.split("_")) else words
 
 
 def _replaced(value: Any, path: Sequence[str], part: Any) -> Any:
@@ -188,7 +190,7 @@ def _with_fields(value: Any, changed: dict[str, Any]) -> Any:
 
 
 def _is_plain(hint: Any) -> bool:
-    """Whether a type can be written on a command line: numbers, words and tuples of them."""
+    """Whether values of a type can be given on a command line: numbers, words and tuples of them."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is typing.Literal:
         return True

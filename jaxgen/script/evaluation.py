@@ -15,7 +15,7 @@ from jaxgen.script import report
 from jaxgen.types import HasElbo, HasIwae, HasLogProb
 
 Evaluate = Callable[..., dict[str, Metric]]
-"""(key, state, train, test, cfg, folder) -> metrics on held-out data; may leave pictures in the folder."""
+"""(key, state, train, test, cfg, folder) -> metrics on held-out data; it may write pictures to the folder."""
 
 
 def evaluate_run(
@@ -31,9 +31,9 @@ def evaluate_run(
     extractor: str | None = None,
     evaluate: Evaluate | None = None,
 ) -> dict[str, Metric]:
-    """Evaluate on held-out data; writes report.json and report.html, prints the numbers.
+    """Evaluate a run on held-out data, write report.json and report.html, and print the numbers.
 
-    What an earlier evaluation of the same step has measured and this one has not stays in the report.
+    Metrics that an earlier evaluation of the same step measured, and this one does not, stay in the report.
     """
     run_dir = directory.resolve(run_dir)
     key = jax.random.fold_in(jax.random.key(seed), 1)
@@ -61,12 +61,12 @@ def evaluate_run(
 
 
 def num_params(state: Any) -> int:
-    """Trained numbers in a State: the leaves of its `params`."""
+    """The number of parameters of a State: the sizes of the leaves of its `params`."""
     return sum(leaf.size for leaf in jax.tree.leaves(getattr(state, "params", ())))
 
 
 def sampler(family: Any, state: Any, cfg: Any, **options: Any) -> Callable[[Array, int], Array]:
-    """draw(key, n) of a trained model, compiled; `options` are those of the family's `sample`."""
+    """A compiled function draw(key, n) of a trained model; `options` are passed to the family's `sample`."""
     compiled = jax.jit(lambda key, state, n: family.sample(key, state, n, cfg, **options), static_argnums=2)
     return lambda key, n: compiled(key, state, n)
 
@@ -74,10 +74,10 @@ def sampler(family: Any, state: Any, cfg: Any, **options: Any) -> Callable[[Arra
 def likelihoods(
     key: Array, family: Any, state: Any, dataset: Any, cfg: Any, num_samples: int = 1000
 ) -> dict[str, Metric]:
-    """Every likelihood that a family can give on `dataset`, by name, negative: lower is better.
+    """Every negative log-likelihood that a family can compute on `dataset`, by name; lower is better.
 
-    "nll" where there is an exact `log_prob`; "negative_elbo" where there is an `elbo`, an upper bound on it;
-    "nll_iwae_<num_samples>" where there is an `iwae`, a tighter one. `likelihood.reported` has their units.
+    "nll" is exact and needs `log_prob`. "negative_elbo" is an upper bound on it and needs `elbo`;
+    "nll_iwae_<num_samples>" is a tighter upper bound and needs `iwae`. `likelihood.reported` has the units.
     """
     functions: dict[str, Callable[[Array, Array], Array]] = {}
     if isinstance(family, HasLogProb):
@@ -88,6 +88,5 @@ def likelihoods(
         functions[f"nll_iwae_{num_samples}"] = lambda key, x: family.iwae(key, state, x, cfg, num_samples)
     found: dict[str, Metric] = {}
     for name, function in functions.items():
-        measure = family.measure(cfg) if hasattr(family, "measure") else "bits"
-        found |= likelihood.reported(key, function, dataset, measure, name)
+        found |= likelihood.reported(key, function, dataset, family.measure(cfg), name)
     return found

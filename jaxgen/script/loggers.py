@@ -1,4 +1,4 @@
-"""Where log lines go besides metrics.jsonl: the terminal, TensorBoard, Weights & Biases."""
+"""Destinations of log lines other than metrics.jsonl: the terminal, TensorBoard, Weights & Biases."""
 
 import functools
 import sys
@@ -10,9 +10,10 @@ from jaxgen.run import directory
 
 
 def on_log(logger: str, run_dir: Path, family: Any, cfg: Any) -> Callable[[int, dict[str, float]], None]:
-    """Prints a line where there is no progress bar, and passes the numbers to the logger asked for.
+    """A function for `fit` that sends log lines to the chosen logger.
 
-    A family's `warnings(metrics)`, if it has that, go to standard error, each when it first appears.
+    It also prints them if there is no progress bar. If the family has a function `warnings(metrics)`, each
+    warning is written to standard error when it first appears.
     """
     senders: list[Callable[[int, dict[str, float]], Any]] = []
     if not sys.stderr.isatty():

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: report.json, and a single-file report.html that needs no network."""
+"""The files that an evaluation writes: report.json, and report.html, a single file that needs no network."""
 
 import base64
 import html
@@ -13,9 +13,9 @@ from jaxgen.run import directory
 
 
 def kept(run_dir: str | Path, step: int) -> dict[str, Metric]:
-    """The metrics of the report that a run has, if it is of the checkpoint `step`.
+    """The metrics of an existing report of the checkpoint `step`.
 
-    A report of another step is kept as report-<step>.json.
+    A report of another step is renamed to report-<step>.json.
     """
     path = directory.resolve(run_dir) / "report.json"
     if not path.exists():
@@ -35,7 +35,7 @@ def write(run_dir: str | Path, metrics: Mapping[str, Metric], **facts: Any) -> P
 
 
 def write_page(run_dir: str | Path) -> Path:
-    """Write report.html of a run from what is in its directory; returns the page's path.
+    """Write report.html of a run from the files in its directory; returns the page's path.
 
     Raises RunError if the directory holds no run.
     """

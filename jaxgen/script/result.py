@@ -1,4 +1,4 @@
-"""A result: what a run leaves in experiments/results, from which the tables there and in README are made."""
+"""Results: the files in experiments/results, from which the tables there and in README are generated."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import jax
 from jaxgen.run import directory
 
 PLACES = ("--data-dir", "--results")
-"""Options that say where things lie on one machine: no part of the command that gives a result."""
+"""Options with paths of one machine, which are left out of the command of a result."""
 
 
 def write(
@@ -27,10 +27,10 @@ def write(
     seed: int,
     published: Mapping[tuple[str, str], tuple[float, str]],
 ) -> Path:
-    """Write <system>-<data>/result.json of an evaluated run, with its pictures; samples.png has its samples.
+    """Write <system>-<data>/result.json of an evaluated run, and its pictures; samples.png has its samples.
 
     Args:
-        published: (data, metric) -> the figure in the literature, and where it stands.
+        published: (data, metric) -> the figure in the literature, and its source.
 
     Returns:
         The path of the JSON file.
@@ -66,11 +66,11 @@ def write(
 
 
 def save(path: Path, facts: Mapping[str, Any], since: float, arguments: Sequence[str] | None = None) -> None:
-    """Write what a script found as JSON, with the command, the minutes, the device and the versions it took.
+    """Write the findings of a script as JSON, with the command, minutes, device and versions.
 
     Args:
-        since: `time.perf_counter()` when it began.
-        arguments: the words of the command, by default the program's own.
+        since: `time.perf_counter()` when the script began.
+        arguments: the words of the command, by default those of this program.
     """
     circumstances = {
         "command": command(sys.argv if arguments is None else arguments),
@@ -83,19 +83,19 @@ def save(path: Path, facts: Mapping[str, Any], since: float, arguments: Sequence
 
 
 def device() -> str:
-    """The devices in words, and the cores of their host."""
+    """The kind and number of devices, and the number of cores of the host."""
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} host cores"
 
 
 def file_name(data: str) -> str:
-    """A data set's name as part of a file's."""
+    """The name of a data set as part of a file name."""
     return data.rsplit("/", 1)[-1].replace(":", "_")
 
 
 def training_minutes(run_dir: Path) -> float:
-    """Minutes of training by the log, over all the times the run was resumed, and of what it started from.
+    """Minutes of training by the log, including those before the run was resumed.
 
-    That is the run it was given as `start`, and a first stage in its folder `first`.
+    Those of the run given as `start`, and of a first stage in the folder `first`, are included.
     """
     minutes = 0.0
     for folder in (run_dir, run_dir / "first"):
@@ -109,9 +109,9 @@ def training_minutes(run_dir: Path) -> float:
 
 
 def command(arguments: Sequence[str], run_dir: str | None = None) -> str:
-    """The command as anyone would give it: without `PLACES`, and with run directories under runs/.
+    """The command as it works on any machine: without `PLACES`, and with run directories under runs/.
 
-    `run_dir` stands in a command that names none, so that others can start from its run.
+    `run_dir` is added to a command that has no run directory, so that other commands can refer to it.
     """
     words: list[str] = []
     rest = [part for word in arguments[1:] for part in (word.split("=", 1) if word[:2] == "--" else [word])]

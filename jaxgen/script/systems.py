@@ -1,4 +1,4 @@
-"""Systems: what an experiment script is made of.
+"""Systems, of which an experiment script consists.
 
 A script is a dict of `System` and a call of `main`:
 
@@ -23,36 +23,36 @@ from jaxgen.script import command_line, loggers, result
 from jaxgen.script.evaluation import Evaluate, evaluate_run
 
 Before = Callable[[Any, Any, "Options"], tuple[Any, Any]]
-"""(train, cfg, options) -> the config and a State from whose parameters to start, see `jaxgen.fit`."""
+"""(train, cfg, options) -> the config, and the State from which training is initialised, see `jaxgen.fit`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to run: everything that is not the model."""
+    """The options of a run that do not belong to the model."""
 
     data: str = "digits"
     """Data set: a built-in or TensorFlow Datasets name, folder:PATH, npz:PATH or idx:PATH."""
     data_dir: Path | None = None
-    """Where prepared data sets lie; by default TFDS_DATA_DIR, then ~/tensorflow_datasets."""
+    """Folder of prepared data sets; by default TFDS_DATA_DIR, then ~/tensorflow_datasets."""
     image_size: int | None = None
     """Resize and crop images to this height and width."""
     steps: int = 2000
-    """Training steps, those of a resumed run included."""
+    """Training steps, including those before a resumption."""
     batch_size: int = 128
-    """Examples a step, over all devices."""
+    """Examples per step, over all devices."""
     seed: int = 0
     """Seed of the initial weights, the order of the data and every step."""
     run_dir: Path | None = None
     """Directory of the run; an existing one is resumed. By default a new one under runs/."""
     start: Path | None = None
-    """Directory of a run of the same networks, also under other options, from whose parameters to start; for
-    latent diffusion also of a first stage."""
+    """Directory of a run from whose parameters training is initialised. It must have the same networks, while
+    other options may differ. For latent diffusion it may also be the run of a first stage."""
     results: Path | None = None
     """Also write the result, <system>-<data>/result.json with its pictures, into this folder."""
     fsdp: int = 1
-    """Devices over which the state itself is split; the rest split only the batch."""
+    """Devices over which large arrays of the state are split; the batch is split over all devices."""
     chunk: int | None = None
-    """Steps a dispatch; by default as many as take half a second."""
+    """Steps per dispatch; by default as many as take half a second."""
     log_every: int = 100
     """Steps between log lines."""
     sample_every: int = 1000
@@ -60,32 +60,38 @@ class Options:
     save_every: int = 1000
     """Steps between checkpoints; 0 for one at the end."""
     num_samples: int = 10_000
-    """Samples measured against the test split, if it has as many; 0 for none."""
+    """Largest number of samples that are compared with the test split; 0 for none."""
     extractor: str | None = None
-    """Features those of pictures are measured by; by default the best for the data that needs nothing."""
+    """Feature extractor for distances of pictures; by default the best one that needs no download."""
     logger: Literal["none", "tensorboard", "wandb"] = "none"
-    """Where log lines go besides metrics.jsonl; needs the extra `logs`."""
+    """Where log lines go in addition to metrics.jsonl; needs the extra `logs`."""
+
+
+def _unchanged(dataset: Any) -> Any:
+    return dataset
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class System:
-    """One subcommand of a script: a family, its preset, and how it is judged."""
+    """One subcommand of a script: a family, its config, and how it is evaluated."""
 
     family: Any
     config: Any
     paper: str
     """Authors and year, for the result."""
     options: Options = Options()
+    transform: Callable[[Any], Any] = _unchanged
+    """What is done to every split of the data before anything else, such as `data.transforms.binarised`."""
     evaluate: Evaluate | None = None
-    """By default every likelihood the family has. Samples are measured besides."""
+    """The evaluation; by default every likelihood of the family. Samples are always measured in addition."""
     before: Before | None = None
-    """What has to be trained first, such as a model this one builds on; `--start` is then for it to read."""
+    """Trains what this model builds on, such as a first stage. It also interprets `--start` then."""
     published: Mapping[tuple[str, str], tuple[float, str]] = dataclasses.field(default_factory=dict)
-    """(data, metric) -> the published figure and where it stands."""
+    """(data, metric) -> the published figure and its source."""
 
 
 def main(systems: Mapping[str, System], arguments: list[str] | None = None) -> None:
-    """The command line of a script: one subcommand a system."""
+    """The command line of a script: one subcommand per system."""
     import tyro
 
     arguments = sys.argv[1:] if arguments is None else list(arguments)
@@ -115,12 +121,13 @@ def main(systems: Mapping[str, System], arguments: list[str] | None = None) -> N
 
 
 def run_system(name: str, system: System, options: Options, cfg: Any) -> Any:
-    """Train and evaluate one system as its script does; returns the State."""
+    """Train and evaluate one system as its script does, and return the State."""
     shard.initialize()
     run_dir = options.run_dir or _new_run_dir(name, options)
     options = dataclasses.replace(options, run_dir=run_dir)
     train, test = (
-        data.load(options.data, s, options.data_dir, options.image_size) for s in ("train", "test")
+        system.transform(data.load(options.data, s, options.data_dir, options.image_size))
+        for s in ("train", "test")
     )
     cfg = types.from_data(system.family, train, cfg)
     start = None

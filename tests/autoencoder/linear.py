@@ -1,7 +1,19 @@
-"""Linear networks, under which a Gaussian VAE has exact answers."""
+"""Networks of tests: linear ones, under which a Gaussian VAE has exact answers, and small ones."""
 
 import flax.linen as nn
 import jax.numpy as jnp
+
+from jaxgen.autoencoder.networks import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder
+
+
+def dense(*widths, **options):
+    """Fields of a Config: fully connected networks, the decoder with the widths reversed."""
+    return {"encoder": DenseEncoder(widths, **options), "decoder": DenseDecoder(widths[::-1], **options)}
+
+
+def convolutional(*channels, **options):
+    """Fields of a Config: convolutional networks, the decoder with the channels reversed."""
+    return {"encoder": ConvEncoder(channels, **options), "decoder": ConvDecoder(channels[::-1], **options)}
 
 
 class LinearEncoder(nn.Module):

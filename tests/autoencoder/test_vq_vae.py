@@ -9,17 +9,32 @@ import numpy as np
 import pytest
 
 import jaxgen
-from jaxgen import data, shard
+from jaxgen import data, shard, values
 from jaxgen.autoencoder import vq_vae
+from jaxgen.autoencoder.networks import DenseDecoder
+from jaxgen.autoencoder.vector_networks import DenseEncoder, ResidualDecoder, ResidualEncoder
 
-SMALL = vq_vae.Config(shape=(6,), num_codes=5, code_size=3, hidden=(8,), num_positions=2)
+SMALL = vq_vae.Config(
+    num_codes=16, code_size=4, encoder=DenseEncoder(widths=(32,)), decoder=DenseDecoder((32,))
+)
+TINY = vq_vae.Config(
+    shape=(6,), num_codes=5, code_size=3, encoder=DenseEncoder(2, (8,)), decoder=DenseDecoder((8,))
+)
+
+
+def residual(*channels, **options):
+    """Fields of a Config: convolutional networks, the decoder with the channels reversed."""
+    return {
+        "encoder": ResidualEncoder(channels, **options),
+        "decoder": ResidualDecoder(channels[::-1], **options),
+    }
 
 
 @pytest.fixture(scope="module")
 def small():
     """State and a batch of four examples."""
     batch = {"x": jax.random.normal(jax.random.key(1), (4, 6))}
-    return vq_vae.init(jax.random.key(0), SMALL, batch), batch
+    return vq_vae.init(jax.random.key(0), TINY, batch), batch
 
 
 def test_codes_are_those_of_the_nearest_vectors():
@@ -41,14 +56,14 @@ def test_the_gradient_passes_straight_through():
 def test_the_gradient_of_the_loss_is_that_of_its_two_terms(small):
     """dL/dz is the decoder's gradient at q plus 2 beta (z - q) / size; the codebook has none."""
     state, batch = small
-    grads = jax.grad(lambda p: vq_vae.loss(p, batch, jax.random.key(0), SMALL)[0])(state.params)
+    grads = jax.grad(lambda p: vq_vae.loss(p, batch, jax.random.key(0), TINY)[0])(state.params)
     assert not np.any(grads["codebook"])
-    encoder, decoder = vq_vae.DenseEncoder(SMALL), vq_vae.DenseDecoder(SMALL)
+    encoder, decoder = vq_vae._encoder(TINY), vq_vae._decoder(TINY)
     z, pull = jax.vjp(lambda p: encoder.apply({"params": p}, batch["x"]), state.params["encoder"])
-    quantised = state.params["codebook"][vq_vae.encode(state, batch["x"], SMALL)]
+    quantised = state.params["codebook"][vq_vae.encode(state, batch["x"], TINY)]
     error = lambda p, q: ((decoder.apply({"params": p}, q) - batch["x"]) ** 2).mean()
     decoder_grads, at_quantised = jax.grad(error, (0, 1))(state.params["decoder"], quantised)
-    expected = pull(at_quantised + 2 * SMALL.commitment * (z - quantised) / z.size)[0]
+    expected = pull(at_quantised + 2 * TINY.commitment * (z - quantised) / z.size)[0]
     for found, exact in ((grads["encoder"], expected), (grads["decoder"], decoder_grads)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, exact)
 
@@ -116,7 +131,7 @@ def test_a_codebook_far_from_the_data_comes_back_by_revival():
     batch = {"x": jax.random.normal(jax.random.key(1), (64, 6))}
     used = {}
     for threshold in (0.0, 0.2):
-        cfg = dataclasses.replace(SMALL, revive_below=threshold, num_codes=16)
+        cfg = dataclasses.replace(TINY, revive_below=threshold, num_codes=16)
         state = vq_vae.init(jax.random.key(0), cfg, batch)
         vectors = state.params["codebook"].at[1:].add(100.0)
         state = state._replace(params={**state.params, "codebook": vectors}, sums=vectors)
@@ -137,28 +152,28 @@ def test_perplexity_counts_the_codes_in_use():
 
 def test_frequencies_are_those_of_the_first_batch_and_samples_follow_them(small):
     state, batch = small
-    codes = np.asarray(vq_vae.encode(state, batch["x"], SMALL))
-    after, _ = vq_vae.train_step(state, batch, SMALL)
+    codes = np.asarray(vq_vae.encode(state, batch["x"], TINY))
+    after, _ = vq_vae.train_step(state, batch, TINY)
     expected = np.stack([np.bincount(column, minlength=5) for column in codes.T]) / 4
     np.testing.assert_allclose(after.frequencies, expected, atol=1e-6)
     certain = after._replace(frequencies=jax.nn.one_hot(jnp.array([3, 0]), 5))
-    samples = vq_vae.sample(jax.random.key(0), certain, 6, SMALL)
-    exact = vq_vae.decode(certain, jnp.tile(jnp.array([[3, 0]]), (6, 1)), SMALL)
+    samples = vq_vae.sample(jax.random.key(0), certain, 6, TINY)
+    exact = vq_vae.decode(certain, jnp.tile(jnp.array([[3, 0]]), (6, 1)), TINY)
     np.testing.assert_allclose(samples, exact, atol=1e-6)
 
 
 def test_without_a_batch_the_codebook_starts_near_zero_and_with_one_on_data(small):
     state, batch = small
-    z = vq_vae.DenseEncoder(SMALL).apply({"params": state.params["encoder"]}, batch["x"]).reshape(-1, 3)
+    z = vq_vae._encoder(TINY).apply({"params": state.params["encoder"]}, batch["x"]).reshape(-1, 3)
     distance = jnp.abs(state.params["codebook"][:, None] - z).max(-1).min(1)
     assert distance.max() < 1e-6
-    fresh = vq_vae.init(jax.random.key(0), SMALL).params["codebook"]
+    fresh = vq_vae.init(jax.random.key(0), TINY).params["codebook"]
     assert jnp.abs(fresh).max() <= 1 / 5
 
 
-@pytest.mark.parametrize(("size", "times"), [((28, 20), 2), ((32, 32), 3)])
+@pytest.mark.parametrize(("size", "times"), [((28, 20), 2), ((31, 33), 3)])
 def test_convolutional_shapes_round_trip(size, times):
-    cfg = vq_vae.Config(shape=(*size, 3), network="conv", hidden=(8,) * times)
+    cfg = vq_vae.Config(shape=(*size, 3), **residual(*(8,) * times))
     state = jax.eval_shape(lambda: vq_vae.init(jax.random.key(0), cfg))
     x = jax.ShapeDtypeStruct((5, *size, 3), jnp.float32)
     codes = jax.eval_shape(lambda state, x: vq_vae.encode(state, x, cfg), state, x)
@@ -166,12 +181,36 @@ def test_convolutional_shapes_round_trip(size, times):
     assert codes.dtype == jnp.int32
     rebuilt = jax.eval_shape(lambda state, z: vq_vae.decode(state, z, cfg), state, codes)
     assert rebuilt.shape == x.shape
-    with pytest.raises(ValueError, match=r"divisible by .* would fit"):
-        vq_vae.init(jax.random.key(0), dataclasses.replace(cfg, shape=(30, 31, 1)))
+    with pytest.raises(ValueError, match=r"at least .* would fit"):
+        vq_vae.init(jax.random.key(0), dataclasses.replace(cfg, shape=(3, 31, 1)))
+
+
+def test_options_of_the_residual_networks_reach_their_parameters():
+    cfg = vq_vae.Config(code_size=3, **residual(4, 6, num_blocks=3, block_channels=5))
+    params = jax.eval_shape(lambda: vq_vae.init(jax.random.key(0), cfg)).params
+    for network in ("encoder", "decoder"):
+        stack = params[network]["ResidualStack_0"]
+        assert len(stack) == 6
+        assert stack["Conv_0"]["kernel"].shape == (3, 3, 6, 5)
+    assert params["encoder"]["Conv_2"]["kernel"].shape == (1, 1, 6, 3)
+    assert params["decoder"]["ConvTranspose_0"]["kernel"].shape[-1] == 4
+
+
+def test_codes_of_the_first_stage_are_quantised_on_the_way_back(small):
+    state, batch = small
+    codes = vq_vae.to_codes(state, batch["x"], TINY)
+    assert codes.shape == (4, 2, 3)
+    rebuilt = vq_vae.reconstruct(state, batch["x"], TINY)
+    np.testing.assert_array_equal(vq_vae.from_codes(state, codes, TINY), rebuilt)
+
+
+def test_an_encoder_without_vectors_is_refused():
+    with pytest.raises(ValueError, match=r"must give \(B, \*positions, 3\)"):
+        vq_vae.init(jax.random.key(0), dataclasses.replace(TINY, encoder=DenseDecoder((8,), shape=(6,))))
 
 
 def test_bfloat16_keeps_parameters_and_metrics_float32():
-    cfg = vq_vae.Config(network="conv", hidden=(8, 8), num_residual_blocks=1, dtype="bfloat16")
+    cfg = vq_vae.Config(dtype="bfloat16", **residual(8, 8, num_blocks=1))
     batch = {"image": jax.ShapeDtypeStruct((4, 8, 8, 1), jnp.float32)}
     state = jax.eval_shape(lambda batch: vq_vae.init(jax.random.key(0), cfg, batch), batch)
     state, metrics = jax.eval_shape(functools.partial(vq_vae.train_step, cfg=cfg), state, batch)
@@ -182,7 +221,9 @@ def test_bfloat16_keeps_parameters_and_metrics_float32():
 @pytest.mark.slow
 def test_it_learns_digits():
     train, test = data.load("digits"), data.load("digits", "test")
-    cfg = vq_vae.Config(hidden=(128,), learning_rate=3e-3)
+    cfg = vq_vae.Config(
+        encoder=DenseEncoder(widths=(128,)), decoder=DenseDecoder((128,)), optimizer=values.Adam(3e-3)
+    )
     options = {"batch_size": 128, "key": jax.random.key(0), "mesh": shard.mesh(1), "sample_every": 0}
     state = jaxgen.fit(vq_vae, cfg, train, steps=600, **options)
     x = test[:]["image"]

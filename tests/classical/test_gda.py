@@ -9,6 +9,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticD
 from jaxgen import shard
 from jaxgen.classical import gda
 
+SMALL = gda.Config()
+
 KINDS = ("shared", "per_class")
 
 step = jax.jit(gda.train_step, static_argnums=2)

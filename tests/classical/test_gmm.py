@@ -12,6 +12,8 @@ from sklearn.mixture import GaussianMixture
 from jaxgen import shard
 from jaxgen.classical import gmm
 
+SMALL = gmm.Config(num_components=2, covariance="diagonal")
+
 KINDS = {"full": "full", "tied": "tied", "diagonal": "diag", "spherical": "spherical"}
 
 

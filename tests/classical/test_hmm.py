@@ -9,6 +9,9 @@ import pytest
 
 from jaxgen import shard
 from jaxgen.classical import gmm, hmm
+from jaxgen.classical.emissions import Gaussians, Symbols
+
+SMALL, DATA = hmm.Config(num_states=2), "weather"
 
 LENGTHS = np.array([7, 4, 1, 9, 6, 2])
 
@@ -20,12 +23,13 @@ def ragged():
     return rng.integers(0, 4, (6, 9)), np.arange(9) < LENGTHS[:, None]
 
 
-def categorical(**options):
-    return hmm.Config(shape=(9,), num_states=3, num_symbols=4, **options)
+def categorical(prior=0.0, **options):
+    return hmm.Config(shape=(9,), num_states=3, emission=Symbols(4, prior), **options)
 
 
-def gaussian(**options):
-    return hmm.Config(shape=(9, 2), num_states=3, emission="gaussian", **options)
+def gaussian(num_mixtures=1, covariance="full", regularization=1e-3, **options):
+    emission = Gaussians(num_mixtures, covariance, regularization)
+    return hmm.Config(shape=(9, 2), num_states=3, emission=emission, **options)
 
 
 def vectors(seed=0):
@@ -67,7 +71,7 @@ def test_one_step_normalises_the_expected_counts_of_all_paths(ragged):
 def test_likelihood_never_falls(cfg, ragged):
     step = jax.jit(functools.partial(hmm.train_step, cfg=dataclasses.replace(cfg, stepwise_power=0.0)))
     with jax.enable_x64(True):
-        if cfg.emission == "categorical":
+        if isinstance(cfg.emission, Symbols):
             batch = {"tokens": jnp.asarray(ragged[0]), "mask": jnp.asarray(ragged[1])}
         else:
             batch = {"x": jnp.asarray(vectors()[0])}
@@ -111,9 +115,8 @@ def test_gaussian_emissions_find_where_sequences_dwell():
 @pytest.mark.parametrize("covariance", ["full", "diagonal"])
 def test_one_state_is_a_mixture_of_independent_frames(covariance):
     x = np.float32(vectors()[0])
-    cfg = hmm.Config(
-        shape=(9, 2), num_states=1, emission="gaussian", num_mixtures=3, covariance=covariance, max_steps=30
-    )
+    emission = Gaussians(3, covariance)
+    cfg = hmm.Config(shape=(9, 2), num_states=1, emission=emission, max_steps=30)
     mixture = gmm.Config(shape=(2,), num_components=3, covariance=covariance)
     state = hmm.fit(x, cfg)
     params = gmm.Params(*(leaf[0] for leaf in state.params.emission))
@@ -133,7 +136,7 @@ def test_fit_keeps_the_counts_of_its_last_step(covariance):
 
 
 def test_a_left_to_right_model_stays_one(ragged):
-    cfg = categorical(left_to_right=True, transition_prior=0.1, emission_prior=0.1)
+    cfg = categorical(left_to_right=True, transition_prior=0.1, prior=0.1)
     state = hmm.fit(*ragged[:1], cfg, ragged[1])
     np.testing.assert_array_equal(state.params.initial, [1, 0, 0])
     assert (state.params.transition[jnp.array([0, 1, 1, 2, 2]), jnp.array([2, 0, 0, 0, 1])] == 0).all()
@@ -149,7 +152,7 @@ def test_samples_follow_the_model(cfg):
     x = np.asarray(hmm.sample(jax.random.key(0), state, 20_000, cfg))
     assert x.shape == (20_000, *cfg.shape)
     law = np.asarray(state.params.initial) @ np.linalg.matrix_power(np.asarray(state.params.transition), 8)
-    if cfg.emission == "categorical":
+    if isinstance(cfg.emission, Symbols):
         expected = law @ np.asarray(state.params.emission)
         np.testing.assert_allclose(np.bincount(x[:, 8], minlength=4) / len(x), expected, atol=0.02)
     else:
@@ -197,4 +200,4 @@ def test_bad_input_is_named(ragged):
     assert (hmm.log_prob(state, jnp.array([[0, 4], [-1, 0]]), categorical()) == -jnp.inf).all()
     never = hmm.Params(jnp.ones(1), jnp.ones((1, 1)), jnp.array([[1.0, 0, 0, 0]]))
     with pytest.raises(ValueError, match="impossible"):
-        hmm.fit(x, hmm.Config(shape=(9,), num_states=1, num_symbols=4, max_steps=1), mask, never)
+        hmm.fit(x, hmm.Config(shape=(9,), num_states=1, emission=Symbols(4), max_steps=1), mask, never)

@@ -14,6 +14,8 @@ from sklearn.decomposition import LatentDirichletAllocation
 from jaxgen import shard
 from jaxgen.classical import documents, lda, lda_gibbs
 
+SMALL = lda.Config(num_topics=3, max_inner_steps=20)
+
 TIGHT = {"inner_tolerance": 1e-11, "max_inner_steps": 3000, "tolerance": 0.0}
 
 
@@ -82,7 +84,7 @@ def test_passes_are_those_of_scikit_learn(counts, sparse, monkeypatch):
 
 def test_online_steps_are_those_of_scikit_learn(counts):
     expected = reference(learning_offset=10, learning_decay=0.7, total_samples=90, batch_size=10)
-    cfg = config(num_documents=90, **PRIORS, **TIGHT)
+    cfg = config(online=lda.Online(90), **PRIORS, **TIGHT)
     with jax.enable_x64(True):
         step = jax.jit(functools.partial(lda.train_step, cfg=cfg))
         state = lda.init(jax.random.key(0), cfg)._replace(params=lda.Params(jnp.asarray(start())))
@@ -170,7 +172,7 @@ def test_float32_never_fails_and_follows_float64(counts, prior):
 
 
 def test_a_batch_split_over_devices_gives_the_same_step(counts):
-    cfg = config(num_documents=30)
+    cfg = config(online=lda.Online(30))
     step = jax.jit(functools.partial(lda.train_step, cfg=cfg))
     state = lda.init(jax.random.key(0), cfg)
     x = np.float32(counts[:24])

@@ -12,6 +12,8 @@ from jaxgen import data
 from jaxgen.classical import markov
 from jaxgen.data.sequences import WEATHER_STATIONARY, WEATHER_TRANSITION
 
+SMALL, DATA = markov.Config(), "weather"
+
 LENGTHS = np.array([9, 4, 0, 1, 6])
 MASK = np.arange(9) < LENGTHS[:, None]
 X = np.where(MASK, np.random.default_rng(0).integers(0, 3, (5, 9)), -1)

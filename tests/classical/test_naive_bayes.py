@@ -1,4 +1,3 @@
-import dataclasses
 import itertools
 
 import jax
@@ -10,6 +9,7 @@ from sklearn.naive_bayes import BernoulliNB, CategoricalNB, GaussianNB, Multinom
 
 from jaxgen import shard
 from jaxgen.classical import naive_bayes
+from jaxgen.classical.columns import Bernoulli, Categorical, Gaussian, Multinomial
 
 step = jax.jit(naive_bayes.train_step, static_argnums=2)
 classify = jax.jit(naive_bayes.classify, static_argnums=2)
@@ -26,15 +26,26 @@ REFERENCES = {
 }
 
 
+LAWS = {
+    "gaussian": Gaussian(1e-3),
+    "bernoulli": Bernoulli(),
+    "multinomial": Multinomial(),
+    "categorical": tuple(map(Categorical, SIZES)),
+}
+SMALL = naive_bayes.Config(columns=Gaussian(0.1))
+
+
 def config(*columns, **options):
-    defaults = {"shape": (4,), "num_classes": 3, "smoothing": 0.5, "variance_smoothing": 1e-3}
-    if "categorical" in columns:
-        defaults["num_categories"] = tuple(
-            size
-            for size, kind in zip(SIZES, columns * (4 // len(columns)), strict=True)
-            if kind == "categorical"
+    """A Config of four columns of one law, or of as many as there are laws; categories as in SIZES."""
+    if len(columns) == 1 and columns[0] in LAWS:
+        columns = LAWS[columns[0]]
+    else:
+        columns = tuple(
+            Categorical(SIZES[place]) if kind == "categorical" else LAWS.get(kind, kind)
+            for place, kind in enumerate(columns)
         )
-    return naive_bayes.Config(**defaults | options, columns=columns)
+    defaults = {"shape": (4,), "num_classes": 3, "smoothing": 0.5, "columns": columns}
+    return naive_bayes.Config(**defaults | options)
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +88,15 @@ def test_mixed_columns_multiply(tables):
     x = np.zeros((300, 7))
     for kind, place in places.items():
         x[:, place] = values[kind][:, 2 : 2 + len(place)]
-    cfg = config("gaussian", shape=(7,), num_categories=(3, 4), variance_smoothing=1e-9)
-    cfg = dataclasses.replace(cfg, columns=columns)
+    laws = {kind: (LAWS[kind],) * 2 for kind in KINDS} | {"categorical": LAWS["categorical"][2:]}
+    nth = [columns[:place].count(kind) for place, kind in enumerate(columns)]
+    chosen = tuple(laws[kind][index] for kind, index in zip(columns, nth, strict=True))
+    cfg = config(shape=(7,), columns=chosen)
     with jax.enable_x64(True):
         state = naive_bayes.fit(x, label, cfg)
         total = 0
         for kind, place in places.items():
-            part = config(kind, shape=(len(place),), num_categories=(3, 4), variance_smoothing=1e-9)
+            part = config(shape=(len(place),), columns=laws[kind][: len(place)])
             alone = naive_bayes.fit(x[:, place], label, part)
             total += naive_bayes._log_joint(x[:, place], alone.params, part) - jnp.log(alone.params.weights)
         np.testing.assert_allclose(
@@ -156,7 +169,9 @@ def test_pictures_are_bits_or_words_and_come_back_as_pictures(tables, kind):
     """Bits and counts written as grey levels on [-1, 1] give the model of the bits and counts."""
     values, label = np.minimum(tables[0][kind], 4), tables[1]
     levels = {"bernoulli": 1, "multinomial": 4}[kind]
-    cfg = config(kind, shape=(2, 2, 1), num_levels=levels)
+    cfg = config(
+        shape=(2, 2, 1), columns={"bernoulli": Bernoulli(), "multinomial": Multinomial(levels)}[kind]
+    )
     pictures = (2 * values / levels - 1).reshape(-1, 2, 2, 1)
     plain = naive_bayes.fit(values, label, config(kind))
     state = naive_bayes.fit(pictures, label, cfg)
@@ -195,11 +210,29 @@ def test_a_category_out_of_range_counts_as_missing(tables):
     x, label = tables[0]["categorical"], tables[1]
     cfg = config("categorical")
     state = naive_bayes.fit(x, label, cfg)
-    without = config("categorical", shape=(3,), num_categories=SIZES[1:])
+    without = config(shape=(3,), columns=LAWS["categorical"][1:])
     expected = classify(naive_bayes.fit(x[:, 1:], label, without), x[:, 1:], without)
     for missing in (-1, 3):
         found = classify(state, np.c_[np.full(300, missing), x[:, 1:]], cfg)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_laws_of_one_kind_with_other_options_are_kept_apart(tables):
+    """Two thresholds: each column is cut at its own."""
+    x, label = tables[0]["gaussian"], tables[1]
+    cfg = config(columns=(Bernoulli(0.0), Bernoulli(1.0), Bernoulli(0.0), Bernoulli(1.0)))
+    cut = config("bernoulli")
+    bits = (x > np.array([0.0, 1.0, 0.0, 1.0])) * 1.0
+    expected = classify(naive_bayes.fit(bits, label, cut), bits, cut)
+    np.testing.assert_allclose(
+        classify(naive_bayes.fit(x, label, cfg), x, cfg), expected, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_likelihood_says_what_it_is_of():
+    kinds = {"gaussian": "density", "bernoulli": "bits", "multinomial": "counts", "categorical": "symbols"}
+    assert {kind: naive_bayes.measure(config(kind)) for kind in KINDS} == kinds
+    assert naive_bayes.measure(config("bernoulli", "gaussian", "bernoulli", "bernoulli")) == "density"
 
 
 def test_bad_input_is_named(tables):
@@ -212,16 +245,15 @@ def test_bad_input_is_named(tables):
     with pytest.raises(ValueError, match="integers from 0"):
         naive_bayes.fit(x, label, config("categorical"))
     with pytest.raises(ValueError, match="below num_categories"):
-        naive_bayes.fit(values["categorical"], label, config("categorical", num_categories=(2,)))
+        naive_bayes.fit(values["categorical"], label, config(columns=Categorical(2)))
     with pytest.raises(ValueError, match="class 2 has no examples"):
         naive_bayes.fit(x, np.minimum(label, 1), config("gaussian"))
     with pytest.raises(ValueError, match=r"not \(300, 4\) and \(3,\)"):
         naive_bayes.fit(x, label[:3], config("gaussian"))
     for options, message in {
         "needs labels": {"num_classes": 0},
-        "2 kinds for 4 columns": {"columns": ("gaussian", "bernoulli")},
+        "2 laws for 4 columns": {"columns": (Gaussian(), Bernoulli())},
         "above 0": {"smoothing": 0.0},
-        "sizes for 4 columns": {"columns": ("categorical",), "num_categories": (2, 2)},
     }.items():
         with pytest.raises(ValueError, match=options):
             naive_bayes.init(jax.random.key(0), naive_bayes.Config(**{"shape": (4,)} | message))

@@ -12,6 +12,10 @@ import pytest
 import scipy.optimize
 
 from jaxgen.diffusion import flow_matching, ode
+from jaxgen.diffusion.networks import MLP
+from jaxgen.values import Adam
+
+SMALL = flow_matching.Config(network=MLP((32,)), sampler=ode.Heun(5))
 
 STD = 0.4
 
@@ -24,33 +28,37 @@ class Exact(nn.Module):
         return x * (t * STD**2 - (1 - t)) / (t**2 * STD**2 + (1 - t) ** 2)
 
 
-EXACT = flow_matching.Config(shape=(3,), denoiser=Exact())
-MLP = flow_matching.Config(shape=(2,), network="mlp", hidden=(64, 64), learning_rate=2e-3)
+EXACT = flow_matching.Config(shape=(3,), levels=0, network=Exact())
+POINTS = flow_matching.Config(
+    shape=(2,), levels=0, network=MLP((64, 64)), optimizer=Adam(2e-3, gradient_clip=1.0)
+)
+
+
+init = jax.jit(flow_matching.init, static_argnums=1)
+loss = jax.jit(flow_matching.loss, static_argnums=3)
 
 
 @pytest.fixture(scope="module")
 def exact():
-    return flow_matching.init(jax.random.key(0), EXACT)
+    return init(jax.random.key(0), EXACT)
 
 
 def test_the_exact_flow_scales_noise_at_the_order_of_the_method(exact):
     with jax.enable_x64(True):
         noise = jax.random.normal(jax.random.key(0), (4, 3), jnp.float64)
-        for method, order in (("euler", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4)):
-            flow = lambda steps, method=method: flow_matching.flow(
-                exact, noise, EXACT, steps=steps, method=method
-            )
+        for solver, order in ((ode.Euler, 1), (ode.Midpoint, 2), (ode.Heun, 2), (ode.RK4, 4)):
+            flow = lambda steps, solver=solver: flow_matching.flow(exact, noise, EXACT, sampler=solver(steps))
             errors = [
                 np.abs(flow(steps) - STD * noise).max() for steps in ((80, 160) if order == 4 else (20, 40))
             ]
-            assert errors[0] / errors[1] > 0.8 * 2**order, method
+            assert errors[0] / errors[1] > 0.8 * 2**order, solver
     x = flow_matching.sample(jax.random.key(1), exact, 20_000, EXACT)
     assert float(x.std()) == pytest.approx(STD, rel=0.02)
 
 
 def test_the_loss_of_the_exact_velocity_is_the_variance_left(exact):
     x = STD * jax.random.normal(jax.random.key(0), (100_000, 3))
-    value, metrics = flow_matching.loss(exact.params, {"x": x}, jax.random.key(1), EXACT)
+    value, metrics = loss(exact.params, {"x": x}, jax.random.key(1), EXACT)
     t = (np.arange(1000) + 0.5) / 1000
     left = STD**2 / (t**2 * STD**2 + (1 - t) ** 2)  # Var[x - eps | x_t]
     assert float(value) == pytest.approx(left.mean(), rel=0.02)
@@ -105,19 +113,70 @@ def test_transport_tends_to_the_optimal_assignment():
     cost = ((x[:, None] - noise) ** 2).sum(-1)
     _, best = scipy.optimize.linear_sum_assignment(cost)
     lowest = cost[np.arange(24), best].mean()
+    transport = jax.jit(flow_matching.transport)
     found, soft = (
-        cost[np.arange(24), flow_matching.transport(jax.random.key(1), x, noise, entropy)].mean()
+        np.asarray(cost)[np.arange(24), transport(jax.random.key(1), x, noise, entropy)].mean()
         for entropy in (0.003, 10.0)
     )
     assert float(found) == pytest.approx(float(lowest), rel=0.2)
     assert soft > 2 * lowest
     order = jax.random.permutation(jax.random.key(3), 24)
-    partners = flow_matching.transport(jax.random.key(1), noise[order] + 0.05, noise, 0.003)
+    partners = transport(jax.random.key(1), noise[order] + 0.05, noise, 0.003)
     np.testing.assert_array_equal(partners, order)
     # Every noise is drawn equally often, whatever the plan.
     keys = jax.random.split(jax.random.key(2), 4000)
-    drawn = jax.vmap(lambda key: flow_matching.transport(key, x, noise, 0.1))(keys)
+    drawn = jax.jit(jax.vmap(lambda key: flow_matching.transport(key, x, noise, 0.1)))(keys)
     np.testing.assert_allclose(np.bincount(drawn.ravel(), minlength=24) / 4000, 1.0, atol=0.1)
+
+
+def test_a_trajectory_follows_the_exact_flow(exact):
+    key = jax.random.key(1)
+    frames = flow_matching.trajectory(key, exact, 50, EXACT, steps=40, frames=4)
+    np.testing.assert_allclose(frames[-1], flow_matching.sample(key, exact, 50, EXACT, steps=40), rtol=1e-5)
+    noise = jax.random.normal(jax.random.split(key)[0], (50, 3))
+    for frame, t in zip(frames, (0.25, 0.5, 0.75, 1.0), strict=True):
+        np.testing.assert_allclose(frame, math.sqrt((1 - t) ** 2 + (t * STD) ** 2) * noise, atol=1e-3)
+
+
+class Predictions(nn.Module):
+    """Zero; what is left of the loss is the squared distance of data and noise."""
+
+    def __call__(self, x, t, label=None, train=False):
+        return jnp.zeros_like(x)
+
+
+@pytest.mark.parametrize(
+    ("levels", "level", "tolerance"), [(17, 15, 4e-4), (256, 200, 4e-4), (2, 0, 0.01), (0, 0, 0.01)]
+)
+def test_pixels_are_dequantised_by_noise_one_level_wide(levels, level, tolerance):
+    """With no noise to pair with, the loss is E|x + u|^2 = x^2 + width^2 / 12, x the level itself."""
+    cfg = flow_matching.Config(shape=(1,), levels=levels, network=Predictions())
+    exact = 2 * level / (levels - 1) - 1 if levels else 0.3
+    stored = 2 * round(level * 255 / (levels - 1)) / 255 - 1 if levels else 0.3  # as 8 bits have it
+    batch = {"x": jnp.full((400_000, 1), stored), "noise": jnp.zeros((400_000, 1))}
+    found = float(loss({}, batch, jax.random.key(2), cfg)[0])
+    width = 2 / (levels - 1) if levels else 0.0
+    assert found == pytest.approx(exact**2 + width**2 / 12, rel=tolerance)
+
+
+def test_training_times_are_drawn_as_said(exact):
+    """The loss of the exact velocity is the mean over them of what is left."""
+    x = STD * jax.random.normal(jax.random.key(0), (100_000, 3))
+    cfg = dataclasses.replace(EXACT, times="logit_normal")
+    t = jax.nn.sigmoid(jnp.asarray(np.random.default_rng(0).normal(size=100_000)))
+    left = STD**2 / (t**2 * STD**2 + (1 - t) ** 2)
+    value, _ = loss(exact.params, {"x": x}, jax.random.key(1), cfg)
+    assert float(value) == pytest.approx(float(left.mean()), rel=0.02)
+
+
+def test_pairs_of_a_conditional_model_keep_their_labels():
+    cfg = dataclasses.replace(POINTS, conditional=True, num_classes=3)
+    state = jax.jit(functools.partial(flow_matching.init, cfg=cfg))(jax.random.key(0))
+    for label, wanted in ((2, 2), (None, 3)):
+        reflow = lambda key, label=label: flow_matching.reflow(key, state, 4, cfg, label, steps=1)
+        pairs = jax.jit(reflow)(jax.random.key(1))
+        np.testing.assert_array_equal(pairs["label"], wanted)
+    assert np.isfinite(loss(state.params, pairs, jax.random.key(0), cfg)[0])
 
 
 @pytest.fixture(scope="module")
@@ -137,21 +196,21 @@ def fit(state, batch, cfg):
 
 @pytest.mark.slow
 def test_it_learns_a_ring_and_reflow_straightens_it(ring):
-    state, metrics = fit(flow_matching.init(jax.random.key(0), MLP), {"x": ring}, MLP)
+    state, metrics = fit(init(jax.random.key(0), POINTS), {"x": ring}, POINTS)
     assert metrics["loss"][-50:].mean() < metrics["loss"][:10].mean() - 0.1
-    x = flow_matching.sample(jax.random.key(1), state, 2000, MLP)
+    x = flow_matching.sample(jax.random.key(1), state, 2000, POINTS)
     radius = jnp.linalg.norm(x, axis=-1)
     assert float(jnp.abs(radius - 1.5).mean()) < 0.2
-    pairs = flow_matching.reflow(jax.random.key(2), state, 2048, MLP)
+    pairs = flow_matching.reflow(jax.random.key(2), state, 2048, POINTS)
     cost = float(((pairs["x"] - pairs["noise"]) ** 2).mean())
     assert cost < 0.5 * float(metrics["transport_cost"].mean())
     assert float(pairs["noise"].std()) == pytest.approx(1.0, abs=0.05)
     # One Euler step of the model of those pairs is nearer to the ring than one of the first.
-    again, _ = fit(flow_matching.init(jax.random.key(3), MLP), pairs, MLP)
+    again, _ = fit(init(jax.random.key(3), POINTS), pairs, POINTS)
     noise = jax.random.normal(jax.random.key(4), (2000, 2))
     first, second = (
         jnp.abs(
-            jnp.linalg.norm(flow_matching.flow(s, noise, MLP, steps=1, method="euler"), axis=-1) - 1.5
+            jnp.linalg.norm(flow_matching.flow(s, noise, POINTS, sampler=ode.Euler(1)), axis=-1) - 1.5
         ).mean()
         for s in (state, again)
     )
@@ -159,14 +218,19 @@ def test_it_learns_a_ring_and_reflow_straightens_it(ring):
 
 
 def test_optimal_pairs_leave_less_to_average_over(ring):
-    params = flow_matching.init(jax.random.key(0), MLP).params
+    params = init(jax.random.key(0), POINTS).params
     costs = [
-        flow_matching.loss(
-            params, {"x": ring[:128]}, jax.random.key(1), dataclasses.replace(MLP, coupling=name)
-        )[1]["transport_cost"]
-        for name in ("independent", "optimal")
+        loss(params, {"x": ring[:128]}, jax.random.key(1), dataclasses.replace(POINTS, coupling=coupling))[1][
+            "transport_cost"
+        ]
+        for coupling in (
+            flow_matching.Independent(),
+            flow_matching.Optimal(entropy=1.0),
+            flow_matching.Optimal(),
+        )
     ]
-    assert costs[1] < 0.4 * costs[0]
+    assert costs[2] < 0.4 * costs[0]
+    assert costs[2] < costs[1] < costs[0]
 
 
 def test_what_does_not_go_together_is_refused(exact):
@@ -175,4 +239,8 @@ def test_what_does_not_go_together_is_refused(exact):
     with pytest.raises(ValueError, match="give log_prob a key"):
         flow_matching.log_prob(exact, jnp.zeros((1, 3)), EXACT, num_probes=1)
     with pytest.raises(ValueError, match="euler, midpoint, heun, rk4"):
-        flow_matching.sample(jax.random.key(0), exact, 2, EXACT, method="dopri5")
+        ode.solve(lambda x, t: x, jnp.zeros(1), jnp.linspace(0.0, 1.0, 3), "dopri5")
+    with pytest.raises(ValueError, match="at least 1 step"):
+        flow_matching.sample(jax.random.key(0), exact, 2, EXACT, steps=0)
+    with pytest.raises(ValueError, match="5 frames of 4 steps"):
+        flow_matching.trajectory(jax.random.key(0), exact, 2, EXACT, steps=4, frames=5)

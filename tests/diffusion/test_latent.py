@@ -9,12 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen import data
-from jaxgen.autoencoder import ae, vae, vq_vae
+import jaxgen
+from jaxgen import data, types, values
+from jaxgen.autoencoder import ae, vae, vector_networks, vq_vae
+from jaxgen.autoencoder.networks import DenseDecoder, DenseEncoder
 from jaxgen.diffusion import ddpm, latent, processes
+from jaxgen.diffusion.networks import MLP, Transformer, UNet
+from jaxgen.diffusion.samplers import DDIM
 
-TINY = {"network": "mlp", "hidden": (8,), "num_steps": 10, "sampling_steps": 4}
-QUANTISED = vq_vae.Config(shape=(4, 4, 1), hidden=(8,), num_codes=5, code_size=2, num_positions=3)
+TINY = ddpm.Config(network=MLP((8,)), num_steps=10, sampler=DDIM(4))
+VAE = vae.Config(encoder=DenseEncoder((16,)), decoder=DenseDecoder((16,)), num_latents=4)
+SMALL = latent.Config(first=VAE, prior=TINY)
+QUANTISED = vq_vae.Config(
+    shape=(4, 4, 1),
+    encoder=vector_networks.DenseEncoder(3, (8,)),
+    decoder=DenseDecoder((8,)),
+    num_codes=5,
+    code_size=2,
+)
 
 
 class Identity(nn.Module):
@@ -26,21 +38,41 @@ class Identity(nn.Module):
 
 @pytest.fixture(scope="module")
 def quantised():
-    cfg = latent.config(QUANTISED, **TINY)
+    cfg = latent.Config(shape=QUANTISED.shape, first=QUANTISED, prior=TINY)
     batch = {"image": jax.random.normal(jax.random.key(0), (16, 4, 4, 1))}
     return cfg, jax.jit(functools.partial(latent.init, cfg=cfg))(jax.random.key(1), batch=batch), batch
 
 
-def test_a_config_holds_that_of_the_first_stage():
-    first = vae.Config(shape=(3, 2), hidden=(7,), num_latents=5)
-    cfg = latent.config(first, width=16)
-    assert (cfg.first, cfg.shape, cfg.width) == ("vae", (3, 2), 16)
-    assert cfg.first_options == (("num_latents", 5), ("hidden", (7,)))
-    assert latent.first_config(cfg) == first
-    assert latent.prior(cfg) == ddpm.Config(shape=(5,), levels=0, network="mlp", width=16)
-    quantised = vq_vae.Config(network="conv", hidden=(4,), code_size=3)
-    assert latent.prior(latent.config(quantised, network="unet")).shape == (4, 4, 3)
-    assert latent.code_shape(latent.config(QUANTISED)) == (3, 2)
+def test_a_config_holds_those_of_the_first_stage_and_of_the_codes():
+    first = vae.Config(encoder=DenseEncoder((7,)), decoder=DenseDecoder((7,)), num_latents=5)
+    cfg = latent.Config(shape=(3, 2), num_classes=4, first=first, prior=TINY)
+    assert latent.first_config(cfg) == dataclasses.replace(first, shape=(3, 2))
+    assert latent.prior(cfg) == dataclasses.replace(TINY, shape=(5,), levels=0, num_classes=4)
+    quantised = vq_vae.Config(
+        encoder=vector_networks.ResidualEncoder((4,)),
+        decoder=vector_networks.ResidualDecoder((4,)),
+        code_size=3,
+    )
+    assert latent.prior(latent.Config(first=quantised)).shape == (4, 4, 3)
+    assert latent.code_shape(latent.Config(shape=QUANTISED.shape, first=QUANTISED)) == (3, 2)
+    assert values.from_json(values.to_json(cfg)) == cfg
+    for name in (
+        "jaxgen.diffusion.networks:Config",
+        "jaxgen.diffusion.latent:State",
+        "jaxgen.script:Options",
+    ):
+        with pytest.raises(ValueError, match="nor the Config of a family"):
+            values.from_json({"is": name})
+
+
+def test_facts_of_the_data_are_the_first_stages_and_codes_have_no_levels():
+    digits = data.load("digits")
+    cfg = types.from_data(latent, digits, latent.Config(prior=TINY))
+    assert (cfg.shape, cfg.num_classes) == (digits.shape, 10)
+    assert not hasattr(cfg, "levels")
+    assert cfg.first == types.from_data(vae, digits, vae.Config())
+    assert latent.prior(cfg).levels == 0
+    assert latent.prior(cfg).num_classes == 10
 
 
 def test_codes_have_unit_variance_and_decoding_quantises_them(quantised):
@@ -48,7 +80,7 @@ def test_codes_have_unit_variance_and_decoding_quantises_them(quantised):
     codes = latent.encode(state, batch["image"], cfg)
     assert codes.shape == (16, 3, 2)
     assert float(codes.std()) == pytest.approx(1.0, abs=1e-5)
-    given = vq_vae.encodings(state.first, batch["image"], QUANTISED)
+    given = vq_vae.to_codes(state.first, batch["image"], QUANTISED)
     np.testing.assert_allclose(codes, given / given.std(), rtol=1e-5)
     plain = vq_vae.reconstruct(state.first, batch["image"], QUANTISED)
     np.testing.assert_allclose(latent.reconstruct(state, batch["image"], cfg), plain, atol=1e-6)
@@ -69,7 +101,10 @@ def test_samples_are_decoded_samples_of_codes(quantised):
     def draw(key):
         codes = ddpm.sample(key, latent.ddpm_state(state), 3, latent.prior(cfg))
         nearest = vq_vae.nearest(codes / state.scale, state.first.params["codebook"])
-        return latent.sample(key, state, 3, cfg, frames=2), vq_vae.decode(state.first, nearest, QUANTISED)
+        return (
+            latent.sample(key, state, 3, cfg),
+            latent.trajectory(key, state, 3, cfg, frames=2),
+        ), vq_vae.decode(state.first, nearest, QUANTISED)
 
     (x, path), wanted = draw(jax.random.key(2))
     np.testing.assert_allclose(x, wanted, atol=1e-5)
@@ -79,8 +114,9 @@ def test_samples_are_decoded_samples_of_codes(quantised):
 
 def test_around_the_identity_it_is_diffusion_of_scaled_data():
     first = ae.Config(shape=(4,), encoder=Identity(), decoder=Identity())
-    cfg = latent.config(first, num_classes=3, conditional=True, **TINY)
-    plain = ddpm.Config(shape=(4,), levels=0, num_classes=3, conditional=True, **TINY)
+    prior = dataclasses.replace(TINY, conditional=True)
+    cfg = latent.Config(shape=(4,), num_classes=3, first=first, prior=prior)
+    plain = dataclasses.replace(prior, shape=(4,), levels=0, num_classes=3)
     assert latent.prior(cfg) == plain
     x, label = 5 * jax.random.normal(jax.random.key(0), (32, 4)), jnp.arange(32) % 3
 
@@ -102,8 +138,8 @@ def test_around_the_identity_it_is_diffusion_of_scaled_data():
 
 def test_pictures_are_mirrored_before_they_are_encoded():
     first = ae.Config(shape=(2, 2, 1), encoder=Identity(), decoder=Identity())
-    cfg = latent.config(first, **TINY, flip=True, target="v")
-    state = latent.init(jax.random.key(0), cfg)
+    cfg = latent.Config(shape=(2, 2, 1), first=first, prior=dataclasses.replace(TINY, target="v"), flip=True)
+    state = jax.jit(latent.init, static_argnums=1)(jax.random.key(0), cfg)
 
     @jax.jit
     def losses(image):
@@ -118,24 +154,37 @@ def test_pictures_are_mirrored_before_they_are_encoded():
 
 
 def test_what_does_not_go_together_is_refused():
-    for cfg, words in (
-        (latent.Config(levels=256), "leave levels at 0"),
-        (latent.Config(network="unet"), r"got \(16,\): use network mlp"),
-        (latent.Config(first="vq_vae", first_options=(("num_latents", 3),)), r"do not fit .* vq_vae"),
-        (latent.config(vae.Config(conditional=True, num_classes=2)), "first stage sees no labels"),
-        (latent.config(ae.Config(shape=(3,)), flip=True), "only images"),
+    for options, words in (
+        ({"prior": ddpm.Config(network=UNet())}, r"U-Net takes images .* got \(16,\): use network mlp"),
+        ({"prior": ddpm.Config(network=Transformer())}, r"DiT takes images .* got \(16,\): use network mlp"),
+        ({"prior": dataclasses.replace(TINY, flip=True)}, "codes cannot be mirrored"),
+        ({"first": vae.Config(conditional=True, num_classes=2)}, "first stage sees no labels"),
+        ({"shape": (3,), "flip": True}, "only images"),
+        ({"first": ddpm.Config()}, "configures no first stage"),
     ):
+        cfg = latent.Config(**options)
         with pytest.raises(ValueError, match=words):
             jax.eval_shape(functools.partial(latent.init, cfg=cfg), jax.random.key(0))
-    with pytest.raises(ValueError, match="no first stage: there are ae, vae, vq_vae"):
-        latent.config(ddpm.Config())
+
+
+@pytest.mark.slow
+def test_a_run_is_loaded_with_its_first_stage(tmp_path):
+    digits = data.load("digits")
+    cfg = types.from_data(latent, digits, SMALL)
+    options = {"steps": 1, "batch_size": 8, "key": jax.random.key(0), "sample_every": 0}
+    jaxgen.fit(latent, cfg, digits, run_dir=tmp_path, mesh=jaxgen.shard.mesh(1), **options)
+    family, again, state = jaxgen.load(tmp_path)
+    assert (family, again, int(state.step)) == (latent, cfg, 1)
 
 
 @pytest.mark.slow
 def test_it_learns_more_of_digits_than_each_code_alone_tells():
     train, test = (jnp.asarray(data.load("digits", split)[:]["image"]) for split in ("train", "test"))
-    first_cfg = ae.Config(shape=train.shape[1:], hidden=(64,), num_latents=16)
-    cfg = latent.config(first_cfg, hidden=(128, 128), num_steps=200, target="x0")
+    first_cfg = ae.Config(
+        shape=train.shape[1:], encoder=DenseEncoder((64,)), decoder=DenseDecoder((64,)), num_latents=16
+    )
+    prior = ddpm.Config(network=MLP((128, 128)), num_steps=200, target="x0")
+    cfg = latent.Config(shape=train.shape[1:], first=first_cfg, prior=prior)
 
     def scan(step, state, steps, key):
         def body(state, key):

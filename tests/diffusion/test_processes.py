@@ -39,6 +39,18 @@ def test_the_schedules_are_those_of_the_papers():
     assert processes.gaussian(schedules.betas("sigmoid", 1000)).alpha_bar[499] == pytest.approx(0.5)
 
 
+def test_a_schedule_is_a_value_too():
+    for value, name, options in (
+        (schedules.Linear(first=0.001, last=0.1), "linear", {"first": 0.001, "last": 0.1}),
+        (schedules.Quadratic(0.00085, 0.012), "quadratic", {"first": 0.00085, "last": 0.012}),
+        (schedules.Cosine(offset=0.1), "cosine", {"offset": 0.1}),
+        (schedules.Sigmoid(0.0, 3.0, 0.7), "sigmoid", {"start": 0.0, "end": 3.0, "temperature": 0.7}),
+    ):
+        np.testing.assert_array_equal(value(50), schedules.betas(name, 50, **options))
+        np.testing.assert_array_equal(type(value)()(50), schedules.betas(name, 50))
+        assert np.abs(value(50) - type(value)()(50)).max() > 1e-4
+
+
 def test_the_same_schedule_in_fewer_steps_keeps_the_noise():
     for name in schedules.SCHEDULES:
         fine, coarse = (processes.gaussian(schedules.betas(name, count)).alpha_bar for count in (4000, 400))
@@ -127,12 +139,6 @@ def test_conversions_are_inverse_and_true(source, target):
         np.testing.assert_allclose(
             processes.convert(process, there, x, t, target, source), known[source], atol=1e-9
         )
-
-
-def test_respacing_keeps_the_levels():
-    process = processes.gaussian(schedules.betas("linear", 1000))
-    kept = processes.respaced(process, np.array([999, 600, 40]))
-    np.testing.assert_allclose(processes.gaussian(kept.betas).alpha_bar, process.alpha_bar[[40, 600, 999]])
 
 
 def test_what_cannot_be_is_refused():

@@ -1,5 +1,7 @@
 """Samplers with the exact model of Gaussian data: mean, variance, order of convergence, their relations."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 from jaxgen.diffusion import processes, samplers, schedules
 from tests.diffusion import exact
 
+SHORT = processes.gaussian(schedules.betas("linear", 50))
 PROCESS = processes.gaussian(schedules.betas("linear", 1000))
 MODEL = exact.model(PROCESS)
 DETERMINISTIC = {
@@ -111,9 +114,8 @@ def test_ddpm_steps_are_the_posterior():
     process = processes.gaussian(schedules.betas("linear", 3))
     x, x0 = jnp.full((50_000, 1), 0.4), 0.9
     model = lambda x, t: jnp.full_like(x, x0)
-    _, frames = samplers.ddpm(
-        model, x, process, [2, 1, 0], jax.random.key(0), target="x0", variance="fixed_small", frames=3
-    )
+    times, options = [2, 1, 0], {"target": "x0", "variance": "fixed_small"}
+    frames = samplers.ddpm.path(model, x, process, times, jax.random.key(0), **options).frames(3)
     mean, variance = processes.posterior(process, jnp.full((1, 1), x0), x[:1], jnp.array([2]))
     std = float(jnp.sqrt(variance[0, 0]))
     assert moments(frames[0]) == pytest.approx((float(mean[0, 0]), std), abs=0.005)
@@ -185,14 +187,40 @@ def test_inversion_then_sampling_returns_the_data():
 
 def test_frames_are_states_on_the_way():
     x, times = jnp.ones((2, 3)), samplers.spaced(1000, 10)
-    sample, frames = samplers.dpm_solver_pp(MODEL, x, PROCESS, times, frames=4)
-    np.testing.assert_array_equal(sample, samplers.dpm_solver_pp(MODEL, x, PROCESS, times))
+    path = samplers.dpm_solver_pp.path(MODEL, x, PROCESS, times)
+    frames, sample = path.frames(4), samplers.dpm_solver_pp(MODEL, x, PROCESS, times)
     assert frames.shape == (4, 2, 3)
     np.testing.assert_array_equal(frames[-1], sample)
-    all_frames = samplers.dpm_solver_pp(MODEL, x, PROCESS, times, frames=10)[1]
-    np.testing.assert_array_equal(frames, all_frames[np.array([1, 4, 6, 9])])
-    first = samplers.edm_heun(exact.denoise, x, [80.0, 1.0], frames=2)[1][0]
-    assert not np.array_equal(first, samplers.edm_heun(exact.denoise, x, [80.0, 1.0]))
+    np.testing.assert_array_equal(frames, path.frames(10)[np.array([1, 4, 6, 9])])
+    first, last = samplers.edm_heun.path(exact.denoise, x, [80.0, 1.0]).frames(2)
+    assert not np.array_equal(first, last)
+    np.testing.assert_array_equal(last, samplers.edm_heun(exact.denoise, x, [80.0, 1.0]))
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        (samplers.DDIM(7), lambda model, x, key: samplers.ddim(model, x, SHORT, samplers.spaced(50, 7))),
+        (
+            samplers.DDIM(7, eta=0.5),
+            lambda model, x, key: samplers.ddim(model, x, SHORT, samplers.spaced(50, 7), eta=0.5, key=key),
+        ),
+        (samplers.DDPM(), lambda model, x, key: samplers.ddpm(model, x, SHORT, samplers.spaced(50, 50), key)),
+        (
+            samplers.DPMSolverPP(6),
+            lambda model, x, key: samplers.dpm_solver_pp(model, x, SHORT, samplers.spaced(50, 6)),
+        ),
+        (samplers.Heun(9), lambda model, x, key: samplers.heun(model, x, SHORT, samplers.spaced(50, 5))),
+    ],
+    ids=lambda value: str(value) if dataclasses.is_dataclass(value) else "",
+)
+def test_a_sampler_of_a_config_is_the_function_at_spaced_times(value, wanted):
+    x, key, model = jnp.ones((2, 3)), jax.random.key(0), exact.model(SHORT)
+    np.testing.assert_array_equal(value(model, x, SHORT, key).end(), wanted(model, x, key))
+    # A model of a learned variance says two things, of which all but ancestral sampling need one.
+    both = lambda x, t: (model(x, t), jnp.ones_like(x))
+    found = value(both, x, SHORT, key, variance="learned").end()
+    np.testing.assert_allclose(found, wanted(model, x, key), rtol=1e-4, atol=1e-5)
 
 
 def test_a_step_count_compiles_once():
@@ -251,4 +279,7 @@ def test_what_cannot_be_sampled_is_refused():
     with pytest.raises(ValueError, match="no variance"):
         samplers.ddpm(MODEL, x, short, [4], key, variance="large")
     with pytest.raises(ValueError, match="3 frames of 2 steps"):
-        samplers.ddim(MODEL, x, short, [4, 2], frames=3)
+        samplers.ddim.path(MODEL, x, short, [4, 2]).frames(3)
+    for value in (samplers.DDIM, samplers.DDPM, samplers.DPMSolverPP, samplers.Heun):
+        with pytest.raises(ValueError, match="at least 1 step"):
+            value(0)

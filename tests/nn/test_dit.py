@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from jaxgen.diffusion import ddpm, edm, flow_matching
+from jaxgen.diffusion.networks import Transformer
+from jaxgen.diffusion.objectives import Hybrid
 from jaxgen.nn import dit, patches
 from jaxgen.nn.dit import Block, DiT
+from tests.nn.compare import jit
 
 SMALL = DiT(3, patch=2, width=8, depth=2, num_heads=2, num_labels=3)
 
@@ -27,7 +30,7 @@ INPUTS = jax.random.normal(jax.random.key(0), (2, 6, 4, 3)), jnp.array([3, 700])
 IN_ORDER = np.arange(6)
 
 
-@jax.jit
+@jit
 def apply(variables, x, t, label, order=IN_ORDER):
     """SMALL with the codes of places in another order."""
     original = dit.positions
@@ -38,7 +41,7 @@ def apply(variables, x, t, label, order=IN_ORDER):
 
 @pytest.fixture(scope="module")
 def first():
-    return jax.jit(SMALL.init)(jax.random.key(1), *INPUTS)
+    return jit(SMALL.init)(jax.random.key(1), *INPUTS)
 
 
 def test_patches_are_squares_of_pixels():
@@ -60,7 +63,7 @@ def test_places_are_told_by_row_and_by_column():
 
 
 def test_a_block_is_the_identity_at_first_and_then_the_definition(first):
-    apply = jax.jit(Block(num_heads=2).apply)
+    apply = jit(Block(num_heads=2).apply)
     x, c = jax.random.normal(jax.random.key(0), (2, 5, 8)), jax.random.normal(jax.random.key(1), (2, 8))
     for index in range(SMALL.depth):
         params = jax.tree.map(lambda leaf, index=index: leaf[index], first["params"]["blocks"])
@@ -165,11 +168,13 @@ def test_dropout_and_dtype(first):
     assert 0 < float(jnp.abs(half - out).mean()) < 0.1 * float(jnp.abs(out).mean())
 
 
-@pytest.mark.parametrize("family", [ddpm, edm, flow_matching])
+@pytest.mark.parametrize(
+    "family", [ddpm, *(pytest.param(family, marks=pytest.mark.slow) for family in (edm, flow_matching))]
+)
 def test_a_config_chooses_it(family):
-    cfg = family.Config(network="dit", patch=2, width=16, depth=3, conditional=True, num_classes=4)
+    cfg = family.Config(network=Transformer(patch=2, width=16, depth=3), conditional=True, num_classes=4)
     if family is ddpm:
-        cfg = dataclasses.replace(cfg, variance="learned", objective="hybrid")
+        cfg = dataclasses.replace(cfg, variance="learned", objective=Hybrid())
     batch = {"image": jnp.zeros((2, *cfg.shape)), "label": jnp.zeros(2, jnp.int32)}
     state = jax.eval_shape(functools.partial(family.init, cfg=cfg), jax.random.key(0))
     assert state.params["DiT_0"]["blocks"]["out"]["kernel"].shape == (3, 16, 16)

@@ -7,6 +7,7 @@ import pytest
 
 from jaxgen.nn import attention, embed
 from jaxgen.nn.unet import UNet
+from tests.nn.compare import jit
 
 CIFAR10 = UNet(
     3, width=128, multipliers=(1, 2, 2, 2), num_blocks=2, attention_sizes=(16,), num_groups=32, dropout=0.1
@@ -43,9 +44,9 @@ def test_attention_is_the_definition():
 
 def test_self_attention_starts_as_the_identity_and_knows_no_order():
     layer = attention.SelfAttention(num_heads=2, num_groups=4)
-    apply = jax.jit(layer.apply)
+    apply = jit(layer.apply)
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
-    variables = layer.init(jax.random.key(1), x)
+    variables = jit(layer.init)(jax.random.key(1), x)
     np.testing.assert_array_equal(apply(variables, x), x)
     variables = perturbed(variables, 2)
     order = jax.random.permutation(jax.random.key(3), 16)
@@ -69,7 +70,7 @@ def small():
     x, t, label = jax.random.normal(jax.random.key(0), (2, 6, 4, 1)), jnp.array([3, 700]), jnp.array([0, 2])
     shapes = jax.eval_shape(net.init, jax.random.key(1), x, t, label)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
-    apply = jax.jit(lambda variables, *inputs: net.apply(variables, *inputs))
+    apply = jit(lambda variables, *inputs: net.apply(variables, *inputs))
     return perturbed(zeros, 2), apply, x, t, label
 
 

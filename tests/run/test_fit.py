@@ -17,6 +17,8 @@ import pytest
 import jaxgen
 from jaxgen import data, shard
 from jaxgen.autoencoder import vae
+from jaxgen.autoencoder.likelihoods import Gaussian
+from jaxgen.autoencoder.networks import DenseEncoder
 from jaxgen.run import checkpoint, directory
 from tests import line
 
@@ -157,7 +159,7 @@ def test_another_run_is_refused(ring, tmp_path, change, named):
 
 def test_another_family_is_refused(ring, tmp_path):
     fit(ring, 3, run_dir=tmp_path)
-    cfg = vae.Config(shape=(2,), hidden=(4,), likelihood="gaussian")
+    cfg = vae.Config(shape=(2,), encoder=DenseEncoder((4,)), likelihood=Gaussian())
     with pytest.raises(jaxgen.RunError, match=r"family is tests\.line there"):
         jaxgen.fit(vae, cfg, ring, steps=6, batch_size=16, key=KEY, run_dir=tmp_path)
 

@@ -17,14 +17,13 @@ def test_every_seed_is_trained_as_if_alone():
     several = Seeds(gmm, 3)
     key = jax.random.key(0)
     batch = {"x": jax.random.normal(key, (30, 2))}
-    state = several.init(key, CFG, batch)
-    for _ in range(2):
-        state, metrics = jax.jit(several.train_step, static_argnums=2)(state, batch, CFG)
+    trained = lambda family: jax.jit(
+        lambda key, batch: family.train_step(family.init(key, CFG, batch), batch, CFG)
+    )
+    state, metrics = trained(several)(key, batch)
+    one = trained(gmm)
     for index, own in enumerate(jax.random.split(key, 3)):
-        part = {"x": batch["x"][10 * index : 10 * index + 10]}
-        alone = gmm.init(own, CFG, part)
-        for _ in range(2):
-            alone, _ = gmm.train_step(alone, part, CFG)
+        alone, _ = one(own, {"x": batch["x"][10 * index : 10 * index + 10]})
         jax.tree.map(
             lambda many, one, index=index: np.testing.assert_allclose(many[index], one, rtol=1e-4, atol=1e-5),
             state.states.params,

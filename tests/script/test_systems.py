@@ -1,10 +1,13 @@
 """The command lines: what they write, and the one line that bad input gets."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -12,27 +15,34 @@ import numpy as np
 import pytest
 
 import jaxgen
-from jaxgen import cli, data, types
+from experiments import autoencoder
+from jaxgen import cli, data
 from jaxgen.autoencoder import vae
 from jaxgen.evaluation import likelihood
 from jaxgen.evaluation.metric import metric
 from jaxgen.run import checkpoint, directory
 from jaxgen.script import likelihoods, report, result, systems
+from jaxgen.types import shape_to
+from tests import line
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "experiments" / "autoencoder.py"
-QUICK = ("--steps", "20", "--batch-size", "64", "--hidden", "16", "--sample-every", "10", "--log-every", "10")
+WIDTHS = ("--encoder.widths", "16", "--decoder.widths", "16")
+QUICK = (
+    *("--steps", "20", "--batch-size", "64", *WIDTHS),
+    *("--sample-every", "10", "--log-every", "10", "--num-samples", "60"),
+)
 
 
-def script(*arguments, cwd, **environment):
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def script(*arguments, cwd):
+    """The script's command line in this process: its exit status and what it prints."""
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            systems.main(autoencoder.SYSTEMS, list(map(str, arguments)))
+        except SystemExit as stopped:
+            status = stopped.code
+    return types.SimpleNamespace(returncode=status or 0, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +59,13 @@ def finished(tmp_path_factory):
         "--results",
         folder / "results",
     )
-    result = script(*arguments, cwd=folder)
+    result = subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stderr
     return folder, result
 
@@ -140,7 +156,7 @@ def test_the_jaxgen_command_lists_samples_evaluates_and_reports(finished, capsys
     assert "autoencoder.vae" in capsys.readouterr().out
     cli.main(["sample", str(folder / "run"), "-n", "9", "--out", str(folder / "nine.png")])
     assert (folder / "nine.png").exists()
-    cli.main(["evaluate", str(folder / "run")])
+    cli.main(["evaluate", str(folder / "run"), "--num-samples", "0"])
     assert "nll_iwae_1000" in capsys.readouterr().out
     cli.main(["report", str(folder / "run")])
     assert "report.html" in capsys.readouterr().out
@@ -157,10 +173,19 @@ def test_help_explains_every_option():
         result = script(*arguments, cwd=ROOT)
         assert result.returncode == 0
     text = script("vae", "--help", cwd=ROOT).stdout
-    for option in ("--data", "--steps", "--batch-size", "--run-dir", "--seed", "--num-latents", "--beta"):
+    for option in (
+        "--data",
+        "--steps",
+        "--batch-size",
+        "--run-dir",
+        "--seed",
+        "--num-latents",
+        "--objective.beta",
+    ):
         assert option in text
-    assert "--encoder" not in text
+    assert "--encoder.widths" in text
     assert "--shape" not in text
+    assert "--decoder.shape" not in text
 
 
 def corrupt_idx(folder):
@@ -188,9 +213,12 @@ BAD = {
     "corrupt image": corrupt_image,
     "batch size": lambda folder: (("--batch-size", "12"), "use 8 or 16"),
     "unwritable run directory": file_as_run_dir,
-    "unknown option": lambda folder: (("--learning-rat", "1"), "--learning-rate"),
+    "unknown option": lambda folder: (("--optimizer.learning-rat", "1"), "--optimizer.learning-rate"),
     "a value of the wrong type": lambda folder: (("--steps", "many"), "--steps"),
-    "shape": lambda folder: (("--network", "conv", "--hidden", "4", "4", "4", "4"), "at least 16 pixels"),
+    "shape": lambda folder: (
+        ("--encoder", "conv_encoder", "--encoder.channels", "4", "4", "4", "4"),
+        "at least 16 pixels",
+    ),
 }
 
 
@@ -237,8 +265,8 @@ def test_log_lines_reach_tensorboard(tmp_path):
 
 def test_shape_to_changes_only_what_the_config_has():
     digits = data.load("digits")
-    assert types.shape_to(digits, vae.Config(shape=(1,), beta=2.0)) == vae.Config(
-        shape=(8, 8, 1), num_classes=10, beta=2.0
+    assert shape_to(digits, vae.Config(shape=(1,), num_latents=3)) == vae.Config(
+        shape=(8, 8, 1), num_classes=10, levels=17, num_latents=3
     )
 
 
@@ -259,6 +287,26 @@ def test_a_run_knows_its_system_and_is_evaluated_as_its_script_does(finished, ca
     cli.main(["evaluate", str(folder / "run"), "--num-samples", "0"])
     assert pictures.exists()  # the default evaluation draws none
     assert "nll_iwae_1000" in capsys.readouterr().out
+
+
+def test_a_system_transforms_every_split_of_its_data_when_it_trains_and_is_evaluated(tmp_path, monkeypatch):
+    seen = []
+
+    def evaluate(key, state, train, test, cfg, folder):
+        seen.append((len(train), len(test)))
+        return {}
+
+    half = lambda dataset: data.take(dataset, dataset.split, slice(0, len(dataset) // 2))
+    system = systems.System(family=line, config=line.Config(), paper="", transform=half, evaluate=evaluate)
+    options = systems.Options(
+        data="ring", steps=2, batch_size=8, num_samples=0, sample_every=0, run_dir=tmp_path / "run"
+    )
+    systems.run_system("line", system, options, system.config)
+    whole = [len(data.load("ring", split)) for split in ("train", "test")]
+    assert directory.read_description(tmp_path / "run")["num_examples"] == whole[0] // 2
+    monkeypatch.setattr(systems, "of_run", lambda folder: system)
+    cli.main(["evaluate", str(tmp_path / "run"), "--num-samples", "0"])
+    assert seen == [(whole[0] // 2, whole[1] // 2)] * 2
 
 
 def test_a_report_is_never_replaced_by_a_poorer_one(tmp_path):

@@ -1,0 +1,43 @@
+"""Several ways to draw samples, measured alike and shown side by side."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax import Array
+
+from jaxgen import plot
+from jaxgen.evaluation import samples
+from jaxgen.evaluation.metric import Metric
+
+COLUMNS = 10
+"""Samples of each way that the picture shows."""
+
+
+def compare(
+    draws: Mapping[str, samples.Draw],
+    train: Any,
+    test: Any,
+    n: int,
+    *,
+    key: Array,
+    picture: Path | None = None,
+) -> dict[str, Metric]:
+    """Frechet distances of what each of `draws`, {name: draw(key, n)}, gives for the same key.
+
+    Args:
+        n: samples of each, as many as the splits hold at most, see `samples.measure`.
+        picture: where to leave a row of samples of each, from the same noise if the draws make it alike.
+
+    Returns:
+        The distances, by "<metric>, <name>".
+    """
+    metrics: dict[str, Metric] = {}
+    for name, draw in draws.items():
+        found = samples.measure(draw, train, test, n, key=key)
+        metrics |= {f"{metric}, {name}": found[metric] for metric in found if metric.startswith("frechet")}
+    if picture is not None:
+        rows = [np.asarray(draw(key, COLUMNS)) for draw in draws.values()]
+        plot.save_grid(picture, np.concatenate(rows), COLUMNS)
+    return metrics
