@@ -216,6 +216,7 @@ def teacher():
     return cfg, jax.jit(edm.init, static_argnums=1)(jax.random.key(0), cfg)
 
 
+@pytest.mark.slow
 def test_a_student_starts_as_its_teacher_and_leaves_it_alone(teacher):
     teacher_cfg, teacher_state = teacher
     cfg, state = consistency.distil(

@@ -66,6 +66,7 @@ def test_a_good_log_line_gets_no_warning():
     assert diagnostics.warnings({"loss": 0.0}) == []
 
 
+@pytest.mark.slow
 def test_runs_gone_wrong_are_told():
     """Examples far from the data, of which the discriminator grows sure; then also all of them alike."""
     rules = {"generator_optimizer": SGD(0.0), "discriminator_optimizer": Adam(0.02, beta1=0.5)}
