@@ -20,6 +20,7 @@ from jaxgen.diffusion import consistency, curricula, edm
 from jaxgen.diffusion.networks import MLP
 
 SMALL = consistency.Config(network=MLP((32,)), curriculum=curricula.Doubling(4, 32, 300))
+TRAINED = consistency.Config(network=MLP((64, 64)))
 
 MEAN, STD, SMALLEST = 0.3, 0.4, 0.002
 

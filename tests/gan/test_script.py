@@ -22,7 +22,6 @@ def test_every_preset_is_a_system():
     for name, system in experiment.SYSTEMS.items():
         count = system.config.packing * system.config.discriminator_steps
         assert system.options.batch_size % count == 0, name
-    assert experiment.SYSTEMS["ring_pacgan"].published["grid", "modes"][0] == 23.8
 
 
 @pytest.mark.slow
