@@ -213,6 +213,7 @@ def scipy_mixture(x, parameters):
     return weights.sum()
 
 
+@pytest.mark.slow
 def test_colour_mixtures_agree_with_scipy_and_share_the_component():
     parameters = mixture_parameters((6,), 3, 3)
     x = np.array([[0, 255, 3], [128, 0, 255], [255, 255, 255], [90, 130, 140], [0, 0, 0], [1, 254, 60]])
@@ -235,6 +236,7 @@ def test_a_mixture_of_equals_is_one_of_them():
     np.testing.assert_allclose(log_prob(x, several), log_prob(x, one), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_draws_of_a_mixture_have_its_probabilities_and_its_mean():
     parameters = mixture_parameters((1,), 3, 1)
     x = jnp.asarray(LEVELS[:, None], jnp.float32)
@@ -252,6 +254,7 @@ def test_draws_of_a_mixture_have_its_probabilities_and_its_mean():
     assert abs(mean - probability @ LEVELS) < 1 / 255
 
 
+@pytest.mark.slow
 def test_colour_draws_follow_the_channels_before_them():
     parameters = mixture_parameters((1,), 2, 3, scale=0.5)
     draws = distributions.discretized_logistic_mixture_sample(

@@ -31,6 +31,7 @@ def examples(name):
     return data.Dataset(name, "train", arrays, num_classes=num_classes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_every_system_steps_and_samples(case):
     family, options = CASES[case].family, CASES[case].options

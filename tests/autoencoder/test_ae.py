@@ -70,6 +70,7 @@ def test_score_is_minus_the_error_the_loss_sums(points, linear):
     np.testing.assert_allclose(ae.score(state, points[:3], cfg), -error, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_linear_denoising_is_the_wiener_filter(points):
     """On data of covariance S it is S (S + s^2 I)^-1, and so knows the score of the noisy data."""
     cfg = dataclasses.replace(LINEAR, num_latents=5, corruption=GaussianNoise(1.0))

@@ -47,6 +47,7 @@ def enumerate_latent(params, x):
     return jnp.log(likelihood / 4), log_posterior
 
 
+@pytest.mark.slow
 def test_categorical_bounds_are_those_of_enumeration(categorical):
     state, x, log_joint, log_posterior = categorical
     exact = float(jax.nn.logsumexp(log_joint, 1).mean())
@@ -63,6 +64,7 @@ def test_categorical_bounds_are_those_of_enumeration(categorical):
     assert means[2] == pytest.approx(exact, abs=0.03)
 
 
+@pytest.mark.slow
 def test_the_gumbel_gradient_tends_to_the_enumerated_one(categorical):
     state, x, *_ = categorical
 
@@ -139,6 +141,7 @@ class ExponentialDecoder(nn.Module):
         return DenseDecoder((8,), shape=(6,), name="inner")(jnp.exp(z))
 
 
+@pytest.mark.slow
 def test_a_lognormal_vae_is_a_normal_one_that_decodes_the_exponential():
     cfg = vae.Config(shape=(6,), num_latents=2, posterior=LogNormal(), **dense(8))
     cfg = dataclasses.replace(cfg, likelihood=Bernoulli("threshold"))
@@ -227,6 +230,7 @@ class Correlated(posteriors.Posterior):
         return q[0]
 
 
+@pytest.mark.slow
 def test_a_likelihood_and_a_posterior_of_ones_own_train_and_are_read_back():
     """Data on a line with Laplace noise: both bounds hold, and the noise of each dimension is found."""
     cfg = vae.Config(shape=(2,), num_latents=2, likelihood=Laplace(0.5), posterior=Correlated(), **dense(8))
@@ -273,6 +277,7 @@ def test_a_mixture_of_logistics_takes_the_levels_of_the_data():
         vae.init(jax.random.key(0), dataclasses.replace(cfg, levels=0))
 
 
+@pytest.mark.slow
 def test_predicted_noise_finds_the_noise_of_each_dimension():
     noise = jnp.array([0.05, 0.5])
     x = 0.3 + noise * jax.random.normal(jax.random.key(0), (512, 2))
@@ -313,6 +318,7 @@ def test_a_mixture_of_logistics_learns_digits():
     assert ((rebuilt - test) ** 2).mean() < 0.7 * ((train.mean(0) - test) ** 2).mean()
 
 
+@pytest.mark.slow
 def test_colour_mixtures_train_and_fit_convolutions():
     cfg = vae.Config(shape=(5, 6, 3), likelihood=LogisticMixture(2), **dense(8))
     batch = {"image": jnp.round(jnp.linspace(0, 255, 4 * 90)).reshape(4, 5, 6, 3) / 127.5 - 1}

@@ -53,6 +53,7 @@ def test_the_gradient_passes_straight_through():
     assert not np.any(jax.grad(lambda q: function(vq_vae.straight_through(z, q)))(quantised))
 
 
+@pytest.mark.slow
 def test_the_gradient_of_the_loss_is_that_of_its_two_terms(small):
     """dL/dz is the decoder's gradient at q plus 2 beta (z - q) / size; the codebook has none."""
     state, batch = small
@@ -127,6 +128,7 @@ def test_revival_moves_dead_vectors_onto_data_and_no_others():
     assert vq_vae.revive(jax.random.key(1), counts, sums, z, off)[2] == 0
 
 
+@pytest.mark.slow
 def test_a_codebook_far_from_the_data_comes_back_by_revival():
     batch = {"x": jax.random.normal(jax.random.key(1), (64, 6))}
     used = {}
@@ -150,6 +152,7 @@ def test_perplexity_counts_the_codes_in_use():
     np.testing.assert_allclose(vq_vae.perplexity(frequencies), [4, 2, 1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_frequencies_are_those_of_the_first_batch_and_samples_follow_them(small):
     state, batch = small
     codes = np.asarray(vq_vae.encode(state, batch["x"], TINY))

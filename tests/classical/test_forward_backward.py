@@ -96,6 +96,7 @@ def test_drawn_paths_follow_the_posterior(chain, enumerated):
     assert np.all(np.abs(share - p) <= 5 * np.sqrt(p * (1 - p) / len(keys)) + 1e-12)
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing(chain):
     initial, transition, table = chain
     padded = jnp.concatenate([table, jnp.full((3, K), jnp.nan)])
@@ -124,6 +125,7 @@ def test_padding_changes_nothing(chain):
     )
 
 
+@pytest.mark.slow
 def test_long_sequences_neither_underflow_nor_drift():
     rng = np.random.default_rng(1)
     transition = jnp.log(jnp.asarray(rng.dirichlet(np.ones(4), 4)))
@@ -137,6 +139,7 @@ def test_long_sequences_neither_underflow_nor_drift():
         np.testing.assert_allclose(np.exp(log_filtered).sum(1), 1, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_impossible_observation_has_no_likelihood(chain):
     initial, transition, table = chain
     impossible = table.at[2].set(-jnp.inf)

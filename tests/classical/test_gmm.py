@@ -124,6 +124,7 @@ def test_density_integrates_to_one():
     assert mass == pytest.approx(1.0, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_samples_have_the_moments_of_the_mixture(kind, points):
     cfg = gmm.Config(shape=(3,), num_components=3, covariance=kind, max_steps=5)
@@ -142,6 +143,7 @@ def test_samples_have_the_moments_of_the_mixture(kind, points):
     np.testing.assert_allclose(np.cov(x.T), second - jnp.outer(mean, mean), atol=0.15)
 
 
+@pytest.mark.slow
 def test_the_likeliest_restart_is_kept():
     rng = np.random.default_rng(1)
     centers = 4.0 * np.stack(np.meshgrid(range(4), range(3)), -1).reshape(-1, 2)
@@ -174,6 +176,7 @@ def test_stepwise_em_on_batches_comes_near_em_on_all(points):
     assert gmm.log_prob(state, x, cfg).mean() > gmm.log_prob(whole, x, cfg).mean() - 0.05
 
 
+@pytest.mark.slow
 def test_a_batch_split_over_devices_gives_the_same_step(points):
     cfg = gmm.Config(shape=(3,), num_components=3, stepwise_power=0.0)
     batch = {"x": jnp.asarray(points[:896], jnp.float32)}
@@ -187,6 +190,7 @@ def test_a_batch_split_over_devices_gives_the_same_step(points):
     )
 
 
+@pytest.mark.slow
 def test_an_empty_component_stays_where_it_is():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(100, 2)), jnp.float32)
     params = gmm.Params(

@@ -88,6 +88,7 @@ def test_likelihood_never_falls(cfg, ragged):
     assert nll[-1] < nll[0] - 0.1
 
 
+@pytest.mark.slow
 def test_padded_sequences_equal_one_by_one(ragged):
     x, mask = ragged
     cfg = categorical()
@@ -100,6 +101,7 @@ def test_padded_sequences_equal_one_by_one(ragged):
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
 
 
+@pytest.mark.slow
 def test_gaussian_emissions_find_where_sequences_dwell():
     x, states = vectors()
     cfg = gaussian(max_steps=50)
@@ -112,6 +114,7 @@ def test_gaussian_emissions_find_where_sequences_dwell():
     np.testing.assert_allclose(np.diag(state.params.transition), 0.7, atol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("covariance", ["full", "diagonal"])
 def test_one_state_is_a_mixture_of_independent_frames(covariance):
     x = np.float32(vectors()[0])
@@ -125,6 +128,7 @@ def test_one_state_is_a_mixture_of_independent_frames(covariance):
     np.testing.assert_allclose(hmm.log_prob(state, x, cfg), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("covariance", ["full", "diagonal"])
 def test_fit_keeps_the_counts_of_its_last_step(covariance):
     cfg = gaussian(num_mixtures=2, covariance=covariance, max_steps=1, stepwise_power=0.0)
@@ -135,6 +139,7 @@ def test_fit_keeps_the_counts_of_its_last_step(covariance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found[2:], expected[2:])
 
 
+@pytest.mark.slow
 def test_a_left_to_right_model_stays_one(ragged):
     cfg = categorical(left_to_right=True, transition_prior=0.1, prior=0.1)
     state = hmm.fit(*ragged[:1], cfg, ragged[1])
@@ -146,6 +151,7 @@ def test_a_left_to_right_model_stays_one(ragged):
     assert set(np.diff(paths, axis=1).ravel()) <= {0, 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cfg", [categorical(), gaussian(num_mixtures=2)], ids=["categorical", "gaussian"])
 def test_samples_follow_the_model(cfg):
     state = hmm.init(jax.random.key(3), cfg)
@@ -174,6 +180,7 @@ def test_stepwise_em_on_batches_comes_near_em_on_all():
     assert hmm.log_prob(state, x, cfg).mean() > whole - 0.5
 
 
+@pytest.mark.slow
 def test_sequences_split_over_devices_give_the_same_step():
     cfg = gaussian(stepwise_power=0.0)
     batch = {"x": jnp.float32(vectors()[0])}

@@ -129,6 +129,7 @@ def test_elbo_bounds_the_integral_over_mixtures():
     assert gap[2] < 0.1
 
 
+@pytest.mark.slow
 def test_variational_bayes_finds_the_bars():
     x = bars_corpus()
     cfg = lda.Config(tolerance=1e-5, max_steps=200)
@@ -142,6 +143,7 @@ def test_variational_bayes_finds_the_bars():
     assert 5 < found < 12  # of 25 words, a bar has 5
 
 
+@pytest.mark.slow
 def test_sampled_documents_have_the_mean_of_the_model(counts):
     cfg = config(mixture_prior=0.5)
     state = lda.fit(counts, cfg)
@@ -154,6 +156,7 @@ def test_sampled_documents_have_the_mean_of_the_model(counts):
     assert np.abs(again - counts).mean() < 0.8 * np.abs(counts.mean(0) - counts).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior", [1e-4, 0.1])
 def test_float32_never_fails_and_follows_float64(counts, prior):
     x = counts * 1.0
@@ -171,6 +174,7 @@ def test_float32_never_fails_and_follows_float64(counts, prior):
     assert np.isfinite(found[1]).all()
 
 
+@pytest.mark.slow
 def test_a_batch_split_over_devices_gives_the_same_step(counts):
     cfg = config(online=lda.Online(30))
     step = jax.jit(functools.partial(lda.train_step, cfg=cfg))

@@ -64,6 +64,7 @@ def test_likelihood_is_that_of_counts_in_dictionaries(cfg):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_rows", [2**20, 7])
 def test_probabilities_of_all_sequences_sum_to_one(max_rows):
     cfg = config(order=2, smoothing=0.3, backoff=True, max_rows=max_rows)
@@ -92,6 +93,7 @@ def weather():
     return markov.State(jnp.int32(0), jax.random.key(0), (jnp.asarray(table, jnp.int32),)), cfg
 
 
+@pytest.mark.slow
 def test_the_weather(weather):
     state, cfg = weather
     moves = markov.transition_matrix(state, cfg)
@@ -124,6 +126,7 @@ def test_samples_follow_the_chain(weather):
     np.testing.assert_allclose(np.bincount(after_fog[:, 0]) / 20_000, WEATHER_TRANSITION[2], atol=0.02)
 
 
+@pytest.mark.slow
 def test_the_order_is_found():
     assert markov.choose_order(data.load("weather").arrays["tokens"], config(), range(4))[0] == 1
     # Each symbol is the sum of the two before it, most of the time: no single one of them tells.
@@ -136,6 +139,7 @@ def test_the_order_is_found():
     assert set(found) == set(range(5))
 
 
+@pytest.mark.slow
 def test_backing_off_helps_where_contexts_are_new():
     tokens = data.load("weather").arrays["tokens"]
     test = jnp.asarray(data.load("weather", "test").arrays["tokens"])

@@ -125,6 +125,7 @@ def test_probabilities_of_all_documents_of_a_length_sum_to_one(tables):
     np.testing.assert_allclose(log_prob(only, everything, cfg), expected.logpmf(everything), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_give_what_the_whole_gives(tables, kind):
     x, label = tables[0][kind], tables[1]
@@ -151,6 +152,7 @@ def test_float32_holds_far_from_the_origin(tables):
     np.testing.assert_allclose(variance, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_samples_have_the_means_of_their_class(tables, kind):
     x, label = tables[0][kind], tables[1]

@@ -168,6 +168,7 @@ def test_stepwise_em_on_batches_comes_near_em_on_all(counts):
     np.testing.assert_allclose(again.sum(1), counts.sum(1), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_batch_split_over_devices_gives_the_same_step(counts):
     cfg = config()
     step = jax.jit(functools.partial(plsa.train_step, cfg=cfg))
@@ -196,6 +197,7 @@ def test_empty_documents_and_unknown_words_do_no_harm(counts):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state[2:], metrics)))
 
 
+@pytest.mark.slow
 def test_pictures_are_documents():
     words = np.random.default_rng(0).integers(0, 5, (6, 4))
     cfg = plsa.Config(shape=(2, 2, 1), num_topics=2, num_levels=4, max_steps=5)

@@ -20,6 +20,7 @@ from jaxgen.diffusion import consistency, curricula, edm
 from jaxgen.diffusion.networks import MLP
 
 SMALL = consistency.Config(network=MLP((32,)), curriculum=curricula.Doubling(4, 32, 300))
+TRAINED = consistency.Config(network=MLP((64, 64)))
 
 MEAN, STD, SMALLEST = 0.3, 0.4, 0.002
 
@@ -216,6 +217,7 @@ def teacher():
     return cfg, jax.jit(edm.init, static_argnums=1)(jax.random.key(0), cfg)
 
 
+@pytest.mark.slow
 def test_a_student_starts_as_its_teacher_and_leaves_it_alone(teacher):
     teacher_cfg, teacher_state = teacher
     cfg, state = consistency.distil(

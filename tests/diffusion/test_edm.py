@@ -43,6 +43,7 @@ def test_every_level_counts_alike_at_first(state):
     assert float(metrics["mse"]) == pytest.approx(np.exp(-6), rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -56,6 +57,7 @@ def test_samples_of_the_exact_model_are_the_data(state, options):
     assert float(x.std()) == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.slow
 def test_options_of_the_sampler_are_heeded(state):
     """Those of the config, where the call gives none; a trajectory ends in the sample."""
     key = jax.random.key(3)

@@ -217,6 +217,7 @@ def test_it_learns_a_ring_and_reflow_straightens_it(ring):
     assert second < 0.5 * first
 
 
+@pytest.mark.slow
 def test_optimal_pairs_leave_less_to_average_over(ring):
     params = init(jax.random.key(0), POINTS).params
     costs = [

@@ -60,6 +60,7 @@ def test_an_optax_optimizer_and_labels_are_filled_in():
     assert jax.tree.structure(state.opt_state) == jax.tree.structure(optax.adam(0.1).init(state.params))
 
 
+@pytest.mark.slow
 def test_networks_of_ours_heed_their_options():
     """Each changes the parameters, or is the dropout that other tests see."""
     image = ddpm.Config(network=networks.UNet(width=8, num_groups=4), conditional=True, num_classes=2)

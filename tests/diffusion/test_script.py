@@ -23,7 +23,8 @@ def test_the_network_for_cifar10_is_that_of_the_paper():
     cfg = dataclasses.replace(experiment.SYSTEMS["ddpm_cifar10"].config, shape=(32, 32, 3))
     state = jax.eval_shape(functools.partial(ddpm.init, cfg=cfg), jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == 35_746_307
-    assert experiment.SYSTEMS["ddpm_cifar10"].published["cifar10", experiment.INCEPTION][0] == 3.17
+    published = experiment.SYSTEMS["ddpm_cifar10"].published
+    assert set(published) == {("cifar10", "negative_elbo_bits_per_dim")}  # others are of another protocol
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ def test_close_points_in_the_plane_keep_their_digits():
     assert value == pytest.approx(float(x[1, 1] - x[0, 1]) ** 2, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "columns"), [(1, 5), (64, 10), (65, 1000), (1000, 300), (1001, 4097)])
 def test_tiles_hold_every_row_once(small_tiles, n, columns):
     x = jnp.arange(n, dtype=jnp.float32)[:, None]

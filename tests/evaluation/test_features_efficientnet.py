@@ -23,6 +23,7 @@ def activations(params, images, size):
     return second_opinion.by_jax(efficientnet.Network(), params, x)
 
 
+@pytest.mark.slow
 def test_every_layer_is_what_pytorch_makes_of_random_weights():
     golden = second_opinion.golden("efficientnet_lite0")
     params = efficientnet.convert(random_state.random_state(golden["shapes"]))
@@ -59,6 +60,7 @@ def test_photographs_are_recognised():
     assert found[1].argmax() == 967  # espresso
 
 
+@pytest.mark.slow
 @needs_weights
 def test_any_size_of_gray_or_colour_and_nothing_else():
     extractor = features.load("efficientnet-lite0:32")
@@ -78,6 +80,7 @@ def test_gray_pictures_are_colour_pictures_of_equal_channels():
     assert found[0].shape == (3, 32, 32, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kernel", "stride", "size"), [(3, 1, 7), (5, 2, 8), (3, 2, 9), (5, 1, 4)])
 def test_shifted_products_are_a_depthwise_convolution(kernel, stride, size):
     draw = np.random.RandomState(0)

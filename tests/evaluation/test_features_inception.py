@@ -27,6 +27,7 @@ def found(state):
     return {name.removesuffix(".conv"): values for name, values in found.items()}
 
 
+@pytest.mark.slow
 def test_every_layer_is_what_pytorch_makes_of_random_weights(found, golden):
     assert len(golden["layers"]) == 94 + 2
     second_opinion.check_summaries(found, golden)
@@ -37,6 +38,7 @@ def test_every_entry_is_what_pytorch_makes_of_random_weights(found, tmp_path):
     assert second_opinion.largest_error(found, wanted) < 2e-5
 
 
+@pytest.mark.slow
 def test_a_users_file_becomes_an_extractor(found, state, tmp_path):
     np.savez(tmp_path / "weights.npz", **state)
     extractor = features.load(f"inception-v3:{tmp_path}/weights.npz")

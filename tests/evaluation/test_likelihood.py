@@ -60,6 +60,7 @@ def test_importance_weighting_rises_to_the_likelihood(model):
     assert means[-1] == pytest.approx(exact.mean(), abs=0.05)
 
 
+@pytest.mark.slow
 def test_annealing_finds_the_likelihood(model):
     log_likelihood, exact, *_ = model
     estimate = jax.jit(

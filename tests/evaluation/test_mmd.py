@@ -36,6 +36,7 @@ def test_unbiased_has_mean_zero_and_biased_is_above_it():
     assert (biased > unbiased[:20]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unbiased", [True, False])
 def test_agrees_with_the_double_sums(unbiased):
     rng = np.random.default_rng(2)

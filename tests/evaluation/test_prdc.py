@@ -75,6 +75,7 @@ def test_collapse_to_one_point():
     assert values["coverage"] < 0.1
 
 
+@pytest.mark.slow
 def test_split_over_devices_and_into_tiles(monkeypatch):
     rng = np.random.default_rng(5)
     real, fake = (rng.normal(size=(n, 24)).astype(np.float32) for n in (640, 480))

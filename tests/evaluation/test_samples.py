@@ -24,6 +24,7 @@ def evaluate(name, population, n=10_000, **options):
     return evaluation.measure(drawing(population), split(name, "train"), split(name, "test"), n, **options)
 
 
+@pytest.mark.slow
 def test_true_draws_of_the_ring_reach_the_floor():
     found = evaluate("ring", split("ring", "train").arrays["x"][::2], n=2000)
     assert found["modes"]["value"] == found["modes"]["floor"] == 8
@@ -56,6 +57,7 @@ def test_pictures_are_measured_by_their_features(tmp_path):
     assert (tmp_path / "neighbours.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_copies_of_the_training_set_are_found_out():
     train = split("digits", "train")
     found = evaluate("digits", train[:]["image"], extractor="pca16")

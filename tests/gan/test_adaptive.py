@@ -123,6 +123,7 @@ def test_probability_follows_the_sign_and_crosses_in_the_ramp():
     assert mixed.max() == 0  # the mean of four is 1/2
 
 
+@pytest.mark.slow
 def test_only_the_named_transformations_happen_and_as_often_as_the_state_says():
     mirrored = lambda state: adaptive.Adaptive(("color",))(KEY, X, state) - X
     assert jnp.abs(mirrored(adaptive.Controller(jnp.float32(0.0), jnp.float32(0.0)))).max() == 0
@@ -141,6 +142,7 @@ class Noise(nn.Module):
         return z.reshape(-1, 6, 6, 1) * self.param("scale", nn.initializers.ones, ())
 
 
+@pytest.mark.slow
 def test_it_rises_over_few_examples_and_rests_over_many():
     """Nothing but knowing them by heart tells real examples from generated ones."""
     cfg = gan.Config(

@@ -68,6 +68,7 @@ def test_cutout_covers_a_quarter_where_it_lies_inside():
     assert hits[8, 8] > 1.5 * hits[0, 0]
 
 
+@pytest.mark.slow
 def test_second_derivatives_pass():
     """A penalty on the gradient of f(T(x)) in x has a gradient in f: that of the transposed map."""
     x = X[:4, :4, :4]

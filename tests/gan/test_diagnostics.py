@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen import script
 from jaxgen.gan import diagnostics, gan
 from jaxgen.gan.losses import LOSSES
 from jaxgen.gan.networks import mlp
+from jaxgen.script import loggers
 from jaxgen.values import SGD, Adam
 
 KEY = jax.random.key(0)
@@ -66,6 +66,7 @@ def test_a_good_log_line_gets_no_warning():
     assert diagnostics.warnings({"loss": 0.0}) == []
 
 
+@pytest.mark.slow
 def test_runs_gone_wrong_are_told():
     """Examples far from the data, of which the discriminator grows sure; then also all of them alike."""
     rules = {"generator_optimizer": SGD(0.0), "discriminator_optimizer": Adam(0.02, beta1=0.5)}
@@ -89,7 +90,7 @@ def test_runs_gone_wrong_are_told():
 
 
 def test_a_script_says_each_warning_once_while_it_stands(capsys, tmp_path):
-    log = script._on_log(script.Options(), tmp_path, gan, CFG)
+    log = loggers.on_log("none", tmp_path, gan, CFG)
     for step, diversity in enumerate((0.9, 0.1, 0.05, 0.9, 0.1)):
         log(step, {"diversity": diversity})
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]

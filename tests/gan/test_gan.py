@@ -32,6 +32,7 @@ TINY = gan.Config(
     shape=(2,), num_latents=3, generator=mlp.Generator((8,)), discriminator=mlp.Discriminator((8,))
 )
 SMALL = dataclasses.replace(TINY, num_latents=4, generator=mlp.Generator((16,)))
+TRAINED = gan.Config()
 BATCH = {"x": jax.random.normal(jax.random.key(1), (16, 2)) + 1, "label": jnp.arange(16) % 3}
 CODES = np.random.default_rng(0).uniform(-1, 1, (16, 5)).astype(np.float32)
 

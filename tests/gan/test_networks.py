@@ -55,6 +55,7 @@ def test_sizes_that_do_not_fit_are_named(name):
         pair("r3gan", (30, 28, 1))[1].init(KEY, jnp.zeros((1, 30, 28, 1)), False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "dcgan", "resnet"])
 def test_images_lie_in_range_and_evaluation_treats_each_alone(name):
     generator, _ = pair(name, (8, 8, 1))

@@ -27,6 +27,7 @@ def traced(cfg, batch_size):
     return state, after, metrics, samples
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(CONFIGS | LARGE))
 def test_every_preset_steps_and_samples(name):
     cfg = (CONFIGS | LARGE)[name]

@@ -85,6 +85,7 @@ def test_labels_are_balanced_and_accuracies_averaged_over_draws():
         assert few["C"] == [0.1] * 3
 
 
+@pytest.mark.slow
 def test_representation_is_measured_beside_its_baselines(run, tmp_path, monkeypatch):
     quick = functools.partial(representation.probe.fit_kmeans, num_patches=500, iterations=2)
     monkeypatch.setattr(representation.probe, "fit_kmeans", quick)

@@ -65,6 +65,7 @@ def test_arcs_are_exact_at_small_angles(size):
     np.testing.assert_allclose(points[:, 1], np.sin(np.linspace(0, 1, 5) * angle), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_vmap_equals_broadcasting_and_gradients_are_finite():
     t = jnp.linspace(0, 1, 4)
     np.testing.assert_allclose(
