@@ -1,7 +1,18 @@
 """Inference in a Markov chain seen through noise, from a table of emission log-likelihoods (T, K).
 
 `forward` filters, `smooth` gives posteriors, `viterbi` the likeliest path, `posterior_sample` a random one:
-each of one sequence in O(T K^2), in float32 or float64; vmap them over sequences (Rabiner 1989).
+each of one sequence in O(T K^2), in float32 or float64 (Rabiner 1989). `forward` and `smooth` also take many
+sequences of equal length at once, which is faster than a vmap of them.
+
+Probabilities are kept as logarithms. Scaled by their sum (Rabiner's section V.A), a state hundreds of nats less
+likely than another becomes 0 and is lost, even if it is the only possible one later. A prediction is a matrix
+product where that is exact, and a sum of exponentials where some state is all but unreachable, as in a chain
+that moves from left to right. The smoother has no backward messages, which would overflow: it passes posteriors
+back through the conditionals
+
+    p(z_t = i | z_t+1 = j, x_1..t) = p(z_t = i | x_1..t) A_ij / p(z_t+1 = j | x_1..t)       (Kitagawa 1987),
+
+all of which lie in [0, 1].
 """
 
 import jax
@@ -12,16 +23,19 @@ from jax import Array
 def forward(
     log_initial: Array, log_transition: Array, log_likelihoods: Array, mask: Array | None = None
 ) -> tuple[Array, Array]:
-    """log p(x_1..T), (), and log p(z_t | x_1..t), (T, K), by one pass of normalised products.
+    """log p(x_1..T), (), and log p(z_t | x_1..t), (T, K), by one pass.
 
     Args:
         log_initial: (K,).
         log_transition: (K, K), from row to column.
-        log_likelihoods: (T, K), log p(x_t | z_t = k).
-        mask: (T,) bool, False for padding at the end, which changes nothing.
+        log_likelihoods: (T, K), log p(x_t | z_t = k), or (..., T, K) of many sequences; results have the same
+            leading axes.
+        mask: (T,) or (..., T) bool, False for padding at the end, which changes nothing.
     """
-    log_scale, filtered, *_ = _filter(log_initial, log_transition, log_likelihoods, mask)
-    return log_scale.sum(), jnp.log(filtered)
+    tables, mask = _by_time(log_likelihoods, mask)
+    inputs = log_initial, log_transition, tables, mask
+    log_scale, filtered, _ = _either(inputs, lambda found: found, lambda found: found)
+    return log_scale.sum(0), jnp.moveaxis(filtered, 0, -2)
 
 
 def smooth(
@@ -32,22 +46,42 @@ def smooth(
     The posterior is the gradient of log p(x) in the table, and the expected moves are that in the
     logarithms of the transitions.
     """
-    log_scale, filtered, likelihoods, scale, mask = _filter(
-        log_initial, log_transition, log_likelihoods, mask
-    )
-    transition = jnp.exp(log_transition)
+    tables, mask = _by_time(log_likelihoods, mask)
+    inputs = log_initial, log_transition, tables, mask
+    after = mask[1:, ..., None]
 
-    def back(beta, inputs):
-        likelihood, scale, real = inputs
-        message = likelihood * beta / scale
-        return jnp.where(real, transition @ message, beta), (beta, jnp.where(real, message, 0.0))
+    def products(found):
+        log_scale, filtered, predicted = found
+        transition, current = jnp.exp(log_transition), jnp.exp(filtered)
 
-    _, (beta, message) = jax.lax.scan(
-        back, jnp.ones_like(filtered[0]), (likelihoods, scale, mask), reverse=True
-    )
-    posterior = jnp.where(mask[:, None], filtered * beta, 0.0)
-    moves = transition * jnp.matmul(filtered[:-1].T, message[1:], precision="highest")
-    return log_scale.sum(), posterior, moves
+        def back(later, inputs):
+            current, inverse, after = inputs
+            ratio = later * inverse
+            earlier = current * jnp.matmul(ratio, transition.T, precision="highest")
+            return jnp.where(after, earlier, later), (later, jnp.where(after, ratio, 0.0))
+
+        inputs = current[:-1], jnp.exp(-predicted), after
+        first, (rest, ratios) = jax.lax.scan(back, current[-1], inputs, reverse=True)
+        pairs = jnp.einsum("t...i,t...j->...ij", current[:-1], ratios, precision="highest")
+        return log_scale.sum(0), jnp.concatenate([first[None], rest]), transition * pairs
+
+    def sums(found):
+        log_scale, filtered, predicted = found
+
+        def back(carry, inputs):
+            later, moves = carry
+            filtered, predicted, after = inputs
+            conditional = jnp.exp(filtered[..., None] + log_transition - predicted[..., None, :])
+            joint = jnp.where(after[..., None], conditional * later[..., None, :], 0.0)
+            return (jnp.where(after, joint.sum(-1), later), moves + joint), later
+
+        start = jnp.exp(filtered[-1]), jnp.zeros((*filtered.shape[1:], filtered.shape[-1]), filtered.dtype)
+        inputs = filtered[:-1], _finite(predicted), after
+        (first, moves), rest = jax.lax.scan(back, start, inputs, reverse=True)
+        return log_scale.sum(0), jnp.concatenate([first[None], rest]), moves
+
+    log_z, posterior, moves = _either(inputs, products, sums)
+    return log_z, jnp.moveaxis(jnp.where(mask[..., None], posterior, 0.0), 0, -2), moves
 
 
 def viterbi(
@@ -76,8 +110,8 @@ def posterior_sample(
     key: Array, log_initial: Array, log_transition: Array, log_likelihoods: Array, mask: Array | None = None
 ) -> Array:
     """A draw of the whole path from p(z | x), (T,) int32, by filtering forward and sampling backward."""
-    _, filtered, *_, mask = _filter(log_initial, log_transition, log_likelihoods, mask)
-    log_filtered = jnp.log(filtered)
+    _, log_filtered = forward(log_initial, log_transition, log_likelihoods, mask)
+    _, mask = _masked(log_likelihoods, mask)
     keys = jax.random.split(key, len(log_filtered))
     last = jax.random.categorical(keys[-1], log_filtered[-1])
 
@@ -105,62 +139,88 @@ def forward_associative(
     identity = jnp.where(jnp.eye(k, dtype=bool), 0.0, -jnp.inf)
     scores = jnp.where(mask[:, None, None], scores, identity)
 
-    def normalised(matrix, log_rows):
-        total = matrix.sum(-1)
-        safe = jnp.where(total > 0, total, 1.0)
-        return matrix / safe[..., None], log_rows + jnp.log(total)
-
     def combine(first, second):
-        (matrix1, log_rows1), (matrix2, log_rows2) = first, second
-        largest = _finite_max(log_rows2)
-        weighted = matrix1 * jnp.exp(log_rows2 - largest)[..., None, :]
-        product = jnp.matmul(weighted, matrix2, precision="highest")
-        return normalised(product, log_rows1 + largest)
+        return _log_sum(first[..., :, :, None] + second[..., None, :, :], -2)
 
-    largest = _finite_max(scores)
-    elements = normalised(jnp.exp(scores - largest), largest[..., 0])
-    matrices, log_rows = jax.lax.associative_scan(combine, elements)
-    return log_rows[-1, 0], jnp.log(matrices[:, 0])
+    log_joint = jax.lax.associative_scan(combine, scores)[:, 0]
+    log_total = _log_sum(log_joint, -1)
+    return log_total[-1], log_joint - _finite(log_total)[:, None]
 
 
-def _filter(log_initial, log_transition, log_likelihoods, mask):
-    """log c_t (T,), p(z_t | x_1..t) (T, K), likelihoods over their maximum (T, K), c_t (T, 1), mask (T,)."""
-    log_likelihoods, mask = _masked(log_likelihoods, mask)
+def _either(inputs, products, sums):
+    """`products` of what the filter finds by matrix products, where they are exact, or `sums` of what it finds without.
+
+    A product drops terms below the smallest number of the type, so it is exact to tiny^0.3 if no sum is below
+    tiny^0.7 (1e-26 in float32).
+    """
+    initial, transition, *data = inputs
+    found = _filter(_product(transition), initial, *data)
+    _, filtered, predicted = found
+    smallest = 0.7 * jnp.log(jnp.finfo(filtered.dtype).tiny)
+    exact = (predicted > smallest).all() & jnp.isfinite(filtered.max(-1)).all()
+    return jax.lax.cond(exact, lambda: products(found), lambda: sums(_filter(_sum(transition), initial, *data)))
+
+
+def _filter(predict, log_initial, tables, mask):
+    """log p(x_t | x_1..t-1) (T, ...), log p(z_t | x_1..t) (T, ..., K), log p(z_t | x_1..t-1) (T - 1, ..., K)."""
+
+    def update(predicted, table):
+        joint = predicted + table
+        scale = _log_sum(joint, -1)
+        return joint - _finite(scale)[..., None], scale
+
+    def step(previous, inputs):
+        table, real = inputs
+        predicted = predict(previous)
+        filtered, scale = update(predicted, table)
+        filtered = jnp.where(real[..., None], filtered, previous)
+        return filtered, (filtered, jnp.where(real, scale, 0.0), predicted)
+
+    first, first_scale = update(log_initial, tables[0])
+    _, (rest, scales, predicted) = jax.lax.scan(step, first, (tables[1:], mask[1:]))
+    first_scale = jnp.where(mask[0], first_scale, 0.0)
+    scales, filtered = jnp.concatenate([first_scale[None], scales]), jnp.concatenate([first[None], rest])
+    return scales, filtered, predicted
+
+
+def _product(log_transition):
     transition = jnp.exp(log_transition)
-    largest = _finite_max(log_likelihoods)
-    likelihoods = jnp.exp(log_likelihoods - largest)
 
-    def step(predicted, inputs):
-        likelihood, real = inputs
-        joint = predicted * likelihood
-        scale = jnp.where(real, joint.sum(), 1.0)
-        filtered = joint / jnp.where(scale > 0, scale, 1.0)
-        return filtered, scale
+    def predict(filtered):
+        total = jnp.matmul(jnp.exp(filtered), transition, precision="highest")
+        return jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1.0)), -jnp.inf)
 
-    def scan(previous, inputs):
-        predicted = previous @ transition
-        filtered, scale = step(predicted, inputs)
-        filtered = jnp.where(inputs[1], filtered, previous)
-        return filtered, (filtered, scale)
+    return predict
 
-    first, first_scale = step(jnp.exp(log_initial), (likelihoods[0], mask[0]))
-    _, (filtered, scale) = jax.lax.scan(scan, first, (likelihoods[1:], mask[1:]))
-    filtered, scale = jnp.concatenate([first[None], filtered]), jnp.append(first_scale, scale)
-    safe = jnp.where(scale > 0, scale, 1.0)
-    log_scale = jnp.where(scale > 0, jnp.log(safe), -jnp.inf) + largest[:, 0]
-    return log_scale, filtered, likelihoods, safe, mask
+
+def _sum(log_transition):
+    return lambda filtered: _log_sum(filtered[..., None] + log_transition, -2)
+
+
+def _by_time(log_likelihoods, mask):
+    """Tables with time as their first axis, 0 in padding, (T, ..., K), and the mask (T, ...)."""
+    log_likelihoods, mask = _masked(log_likelihoods, mask)
+    return jnp.moveaxis(log_likelihoods, -2, 0), jnp.moveaxis(mask, -1, 0)
 
 
 def _masked(log_likelihoods, mask):
     if mask is None:
-        return log_likelihoods, jnp.ones(len(log_likelihoods), bool)
-    return jnp.where(mask[:, None], log_likelihoods, 0.0), mask
+        return log_likelihoods, jnp.ones(log_likelihoods.shape[:-1], bool)
+    return jnp.where(mask[..., None], log_likelihoods, 0.0), mask
 
 
-def _finite_max(a):
-    """The largest of the last axis, kept, or 0 if all are -inf."""
-    largest = jax.lax.stop_gradient(a.max(-1, keepdims=True))
-    return jnp.where(jnp.isfinite(largest), largest, 0.0)
+def _log_sum(a, axis):
+    """log sum exp of an axis, with gradients that are finite where terms, or all of them, are -inf."""
+    largest = _finite(jax.lax.stop_gradient(a.max(axis, keepdims=True)))
+    total = jnp.exp(a - largest).sum(axis)
+    possible = total > 0
+    log_total = jnp.log(jnp.where(possible, total, 1.0)) + largest.squeeze(axis)
+    return jnp.where(possible, log_total, -jnp.inf)
+
+
+def _finite(a):
+    """`a`, and 0 where it is -inf: what is impossible is not normalised."""
+    return jnp.where(jnp.isfinite(a), a, 0.0)
 
 
 def _repeat(matrix, mask):

@@ -150,7 +150,7 @@ def sample(key: Array, state: State, n: int, cfg: Config) -> Array:
 def sample_states(key: Array, state: State, n: int, cfg: Config) -> Array:
     """n paths of hidden states, (n, T) int32."""
     keys = jax.random.split(key, cfg.shape[0])
-    log_initial, log_transition = jnp.log(state.params.initial), jnp.log(state.params.transition)
+    log_initial, log_transition = _log_moves(state.params)
     first = jax.random.categorical(keys[0], log_initial, shape=(n,))
 
     def move(current, key):
@@ -168,7 +168,7 @@ def measure(cfg: Config) -> str:
 
 def log_prob(state: State, x: Array, cfg: Config, mask: Array | None = None) -> Array:
     """Exact log p(x) of sequences x, (B, T) or (B, T, D), in nats, (B,)."""
-    return _over_sequences(forward, state.params, _tables(state.params, x, cfg), mask)[0]
+    return forward(*_log_moves(state.params), _tables(state.params, x, cfg), mask)[0]
 
 
 def log_likelihoods(params: Params, x: Array, cfg: Config) -> Array:
@@ -178,7 +178,9 @@ def log_likelihoods(params: Params, x: Array, cfg: Config) -> Array:
 
 def decode_states(state: State, x: Array, cfg: Config, mask: Array | None = None) -> Array:
     """The likeliest path of each sequence, (B, T) int32."""
-    return _over_sequences(viterbi, state.params, _tables(state.params, x, cfg), mask)[0]
+    log_initial, log_transition = _log_moves(state.params)
+    path = lambda table, mask: viterbi(log_initial, log_transition, table, mask)[0]
+    return jax.vmap(path)(_tables(state.params, x, cfg), mask)
 
 
 @functools.partial(jax.jit, static_argnums=4)
@@ -204,10 +206,8 @@ def _fit(x, mask, params, key, cfg):
     return State(steps, key, found, counts), log_likelihood
 
 
-def _over_sequences(function, params, tables, mask):
-    """`function` of each sequence's table, all of them (B, T, K)."""
-    log_initial, log_transition = jnp.log(params.initial), jnp.log(params.transition)
-    return jax.vmap(lambda table, mask: function(log_initial, log_transition, table, mask))(tables, mask)
+def _log_moves(params):
+    return jnp.log(params.initial), jnp.log(params.transition)
 
 
 def _tables(params, x, cfg):
@@ -218,7 +218,7 @@ def _tables(params, x, cfg):
 
 def _expectation(x, mask, params, cfg):
     """Expected counts, those of starts and moves per sequence, and log p(x) (B,)."""
-    log_z, posterior, moves = _over_sequences(smooth, params, _tables(params, x, cfg), mask)
+    log_z, posterior, moves = smooth(*_log_moves(params), _tables(params, x, cfg), mask)
     emission = cfg.emission.expectation(params.emission, x, posterior, cfg)
     return Counts(posterior[:, 0].mean(0), moves.mean(0), emission), log_z
 

@@ -66,10 +66,10 @@ def test_posterior_and_moves_against_enumeration_and_gradients(chain, enumerated
     for t in range(T - 1):
         np.add.at(counted, (paths[:, t], paths[:, t + 1]), p)
     np.testing.assert_allclose(moves, counted, atol=1e-12)
-    by_table = jax.grad(lambda table: hmm.forward(*chain[:2], table)[0])(chain[2])
-    np.testing.assert_allclose(posterior, by_table, atol=1e-10)
     finite = jnp.where(jnp.isfinite(chain[1]), chain[1], -1e4)
-    by_moves = jax.grad(lambda transition: hmm.forward(chain[0], transition, chain[2])[0])(finite)
+    slopes = jax.jit(jax.grad(lambda *chain: hmm.forward(*chain)[0], (1, 2)))
+    by_moves, by_table = slopes(chain[0], finite, chain[2])
+    np.testing.assert_allclose(posterior, by_table, atol=1e-10)
     np.testing.assert_allclose(moves, by_moves, atol=1e-10)
 
 
@@ -146,3 +146,58 @@ def test_an_impossible_observation_has_no_likelihood(chain):
     assert hmm.forward(initial, transition, impossible)[0] == -jnp.inf
     assert hmm.forward_associative(initial, transition, impossible)[0] == -jnp.inf
     assert hmm.viterbi(initial, transition, impossible)[1] == -jnp.inf
+
+
+@jax.jit
+def everything(initial, transition, table):
+    """log Z by both filters, the smoother's posterior and moves, the gradient by the table, and 500 paths."""
+    chain = initial, transition, table
+    log_zs = hmm.forward(*chain)[0], hmm.forward_associative(*chain)[0], hmm.smooth(*chain)[0]
+    slope = jax.grad(lambda table: hmm.forward(initial, transition, table)[0])(table)
+    keys = jax.random.split(jax.random.key(0), 500)
+    drawn = jax.vmap(lambda key: hmm.posterior_sample(key, *chain))(keys)
+    return jnp.stack(log_zs), *hmm.smooth(*chain)[1:], slope, drawn
+
+
+@pytest.mark.parametrize("moves", ["left_to_right", "stay", "dense"])
+def test_states_hundreds_of_nats_apart_against_enumeration(moves):
+    """In float32, where e^-110 is 0: what was unlikely so far may be the only possible state later."""
+    rng = np.random.default_rng(2)
+    transition = {
+        "left_to_right": np.array([[0.5, 0.5, 0], [0, 0.5, 0.5], [0, 0, 1]]),
+        "stay": np.eye(K),
+        "dense": rng.dirichlet(np.ones(K), K),
+    }[moves]
+    initial = np.array([1.0, 0, 0]) if moves == "left_to_right" else np.full(K, 1 / K)
+    table = rng.choice([-400.0, -110.0, 0.0], (T, K))
+    table[0], table[-1] = [-200, 0, 0], [-90, -np.inf, -110]
+    with np.errstate(divide="ignore"):
+        chain = [jnp.asarray(a, jnp.float32) for a in (np.log(initial), np.log(transition), table)]
+    log_initial, log_transition, _ = (np.asarray(a, np.float64) for a in chain)
+    paths = np.array(list(itertools.product(range(K), repeat=T)))
+    joint = log_initial[paths[:, 0]] + table[np.arange(T), paths].sum(1)
+    joint = joint + log_transition[paths[:, :-1], paths[:, 1:]].sum(1)
+    p = posterior_of((paths, joint))
+    posterior = np.stack([np.bincount(paths[:, t], p, K) for t in range(T)])
+    counted = np.zeros((K, K))
+    for t in range(T - 1):
+        np.add.at(counted, (paths[:, t], paths[:, t + 1]), p)
+    log_zs, found, found_moves, slope, drawn = everything(*chain)
+    np.testing.assert_allclose(log_zs, np.logaddexp.reduce(joint), rtol=1e-5)
+    np.testing.assert_allclose(found, posterior, atol=1e-4)
+    np.testing.assert_allclose(slope, posterior, atol=1e-4)
+    np.testing.assert_allclose(found_moves, counted, atol=1e-4)
+    share = (np.asarray(drawn)[..., None] == np.arange(K)).mean(0)
+    assert np.all(np.abs(share - posterior) <= 5 * np.sqrt(posterior * np.abs(1 - posterior) / 500) + 1e-3)
+
+
+def test_many_sequences_at_once_are_those_one_by_one(chain):
+    initial, transition, table = chain
+    tables = jnp.stack([table, table[::-1], jnp.where(jnp.arange(K) == 1, -1000.0, table)])
+    masks = jnp.arange(T) < jnp.array([T, T - 2, T])[:, None]
+    for function in map(jax.jit, (hmm.forward, hmm.smooth)):
+        together = function(initial, transition, tables, masks)
+        for i in range(3):
+            alone = function(initial, transition, tables[i], masks[i])
+            for one, other in zip(together, alone, strict=True):
+                np.testing.assert_allclose(one[i], other, rtol=1e-12, atol=1e-300)
