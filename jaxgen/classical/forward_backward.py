@@ -158,7 +158,9 @@ def _either(inputs, products, sums):
     _, filtered, predicted = found
     smallest = 0.7 * jnp.log(jnp.finfo(filtered.dtype).tiny)
     exact = (predicted > smallest).all() & jnp.isfinite(filtered.max(-1)).all()
-    return jax.lax.cond(exact, lambda: products(found), lambda: sums(_filter(_sum(transition), initial, *data)))
+    return jax.lax.cond(
+        exact, lambda: products(found), lambda: sums(_filter(_sum(transition), initial, *data))
+    )
 
 
 def _filter(predict, log_initial, tables, mask):

@@ -203,10 +203,15 @@ def _fit(x, cfg, params, key):
 
 def _seed(key, x, cfg):
     """Parameters of the clusters that k-means finds in x (N, D)."""
+    center = x.mean(0)
+    x = x - center  # sums and distances keep their digits far from the origin
     means = kmeans_plus_plus(key, x, cfg.num_components)
 
     def assign(means):
-        squared = (means**2).sum(1) - 2 * matmul(x, means.T)
+        if cfg.num_dims <= gaussians.UNROLLED:
+            squared = gaussians.squared_distances(x, means)
+        else:
+            squared = (means**2).sum(1) - 2 * matmul(x, means.T)
         return jax.nn.one_hot(squared.argmin(1), cfg.num_components, dtype=x.dtype)
 
     def lloyd(_, means):
@@ -216,7 +221,7 @@ def _seed(key, x, cfg):
 
     means = jax.lax.fori_loop(0, cfg.kmeans_steps, lloyd, means)
     ones, origin = jnp.ones((len(x), 1), x.dtype), jnp.zeros((1, cfg.num_dims), x.dtype)
-    total = gaussians.moment_sums(x - x.mean(0), ones, origin, cfg.covariance).scatter / len(x)
+    total = gaussians.moment_sums(x, ones, origin, cfg.covariance).scatter / len(x)
     unit = gaussians.identity(1, cfg.num_dims, cfg.covariance, x.dtype)
     k = cfg.num_components
     shape = gaussians.covariance_shape(k, cfg.num_dims, cfg.covariance)
@@ -224,7 +229,8 @@ def _seed(key, x, cfg):
     broad = Params(jnp.full(k, 1 / k, x.dtype), means, covariances)
     sums = gaussians.moment_sums(x, assign(means), means, cfg.covariance)
     sums = jax.tree.map(lambda a: a / len(x), sums)
-    return _maximisation(gaussians.centred(sums, means, cfg.covariance), broad, cfg)
+    found = _maximisation(gaussians.centred(sums, means, cfg.covariance), broad, cfg)
+    return found._replace(means=found.means + center)
 
 
 def _expectation(x, params, cfg):

@@ -86,7 +86,10 @@ def from_data(dataset: Any, cfg: Config) -> Config:
 
 
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
-    """A fresh state: random rows, and Gaussians at the k-means clusters of the frames of `batch`."""
+    """A fresh state: random rows, and Gaussians at the k-means clusters of the frames of `batch`.
+
+    In a left-to-right model the states are in the order of the mean time of their frames.
+    """
     initial_key, transition_key, emission_key, step_key = jax.random.split(key, 4)
     k = cfg.num_states
     if cfg.left_to_right:
@@ -96,6 +99,8 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
         initial = jax.random.dirichlet(initial_key, jnp.ones(k))
         transition = jax.random.dirichlet(transition_key, jnp.ones(k), (k,))
     emission = cfg.emission.init(emission_key, batch, cfg)
+    if cfg.left_to_right and batch is not None:
+        emission = _in_order_of_time(emission, cfg.emission.sequences(batch), batch.get("mask"), cfg)
     params = Params(initial, transition, emission)
     return State(jnp.zeros((), jnp.int32), step_key, params, _zero_counts(params, cfg))
 
@@ -221,6 +226,17 @@ def _expectation(x, mask, params, cfg):
     log_z, posterior, moves = smooth(*_log_moves(params), _tables(params, x, cfg), mask)
     emission = cfg.emission.expectation(params.emission, x, posterior, cfg)
     return Counts(posterior[:, 0].mean(0), moves.mean(0), emission), log_z
+
+
+def _in_order_of_time(emission, x, mask, cfg):
+    """The states sorted by the mean time of the frames of x (B, T, ...) that each is the likeliest to emit."""
+    frames = x.reshape(-1, *x.shape[2:])
+    best = cfg.emission.log_likelihoods(emission, frames, cfg).argmax(-1).reshape(x.shape[:2])
+    member = jax.nn.one_hot(best, cfg.num_states)
+    member = member if mask is None else jnp.where(mask[..., None], member, 0.0)
+    time = jnp.arange(x.shape[1])[:, None]
+    order = jnp.argsort((member * time).sum((0, 1)) / jnp.maximum(member.sum((0, 1)), 1e-6))
+    return jax.tree.map(lambda a: a[order], emission)
 
 
 def _maximisation(counts, previous, cfg):

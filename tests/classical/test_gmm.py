@@ -212,3 +212,39 @@ def test_bad_input_is_named():
         gmm.fit(x, gmm.Config(shape=(3,), num_components=2))
     with pytest.raises(ValueError, match="raise `regularization`"):
         gmm.fit(x, gmm.Config(num_components=1, regularization=0.0))
+
+
+@pytest.mark.parametrize(
+    "kind", ["diagonal", *(pytest.param(k, marks=pytest.mark.slow) for k in ("full", "tied", "spherical"))]
+)
+def test_variances_keep_their_digits_far_from_the_origin(kind):
+    """Two clusters of standard deviation 1, 40,000 apart, in float32 against NumPy in float64."""
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(400, 2)) + np.repeat([[19_000.0], [59_000.0]], 200, 0)).astype(np.float32)
+    parts = x.astype(np.float64).reshape(2, 200, 2)
+    of_each = np.stack([np.cov(part.T, ddof=0) for part in parts])
+    expected = {
+        "full": of_each,
+        "tied": of_each.mean(0),
+        "diagonal": parts.var(1),
+        "spherical": parts.var(1).mean(1),
+    }[kind]
+    cfg = gmm.Config(shape=(2,), num_components=2, covariance=kind, regularization=0.0)
+    fitted = gmm.fit(x, cfg)
+    state = gmm.init(jax.random.key(0), cfg, {"x": jnp.asarray(x)})
+    step = jax.jit(functools.partial(gmm.train_step, cfg=cfg))
+    for part in (x[::2], x[1::2], x):
+        state, _ = step(state, {"x": jnp.asarray(part)})
+    for found in (fitted, state):
+        order = np.argsort(found.params.means[:, 0])
+        np.testing.assert_allclose(found.params.means[order], parts.mean(1), atol=0.05)
+        covariances = found.params.covariances
+        covariances = covariances if kind == "tied" else covariances[order]
+        np.testing.assert_allclose(covariances, expected, atol=0.1 if found is state else 0.02)
+
+
+def test_clusters_close_together_far_from_the_origin_are_told_apart():
+    z = np.repeat([0.0, 1.0], 50)[:, None]
+    x = 10_000 + z + 0.05 * np.random.default_rng(0).normal(size=(100, 1))
+    means = gmm.fit(x.astype(np.float32), gmm.Config(shape=(1,), num_components=2)).params.means
+    np.testing.assert_allclose(np.sort(means[:, 0]), [10_000, 10_001], atol=0.05)

@@ -140,6 +140,21 @@ def test_fit_keeps_the_counts_of_its_last_step(covariance):
 
 
 @pytest.mark.slow
+def test_frames_of_many_dimensions_fit_a_left_to_right_model():
+    """Likelihoods of states are hundreds of nats apart, far from the origin, in float32."""
+    random = np.random.default_rng(0)
+    x = 19_000 + np.repeat(np.arange(3), 10)[:, None] * 2.0 + random.normal(size=(40, 30, 13))
+    emission = Gaussians(covariance="diagonal")
+    cfg = hmm.Config(shape=(30, 13), num_states=3, emission=emission, left_to_right=True)
+    state = hmm.fit(x.astype(np.float32), cfg)
+    parts = x.astype(np.float32).astype(np.float64).reshape(40, 3, 10, 13)
+    variances = np.stack([parts[:, k].reshape(-1, 13).var(0) for k in range(3)])
+    np.testing.assert_allclose(state.params.emission.covariances[:, 0], variances, rtol=0.02)
+    paths = hmm.decode_states(state, jnp.asarray(x, jnp.float32), cfg)
+    assert (paths == np.repeat(np.arange(3), 10)).mean() > 0.99
+
+
+@pytest.mark.slow
 def test_a_left_to_right_model_stays_one(ragged):
     cfg = categorical(left_to_right=True, transition_prior=0.1, prior=0.1)
     state = hmm.fit(*ragged[:1], cfg, ragged[1])
