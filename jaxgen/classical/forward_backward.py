@@ -4,11 +4,11 @@
 each of one sequence in O(T K^2), in float32 or float64 (Rabiner 1989). `forward` and `smooth` also take many
 sequences of equal length at once, which is faster than a vmap of them.
 
-Probabilities are kept as logarithms. Scaled by their sum (Rabiner's section V.A), a state hundreds of nats less
-likely than another becomes 0 and is lost, even if it is the only possible one later. A prediction is a matrix
-product where that is exact, and a sum of exponentials where some state is all but unreachable, as in a chain
-that moves from left to right. The smoother has no backward messages, which would overflow: it passes posteriors
-back through the conditionals
+Probabilities are kept as logarithms. Scaled by their sum (Rabiner's section V.A), a state hundreds of nats
+less likely than another becomes 0 and is lost, even if it is the only possible one later. A prediction is a
+matrix product where that is exact, and a sum of exponentials where some state is all but unreachable, as in a
+chain that moves from left to right. The smoother has no backward messages, which would overflow: it passes
+posteriors back through the conditionals
 
     p(z_t = i | z_t+1 = j, x_1..t) = p(z_t = i | x_1..t) A_ij / p(z_t+1 = j | x_1..t)       (Kitagawa 1987),
 
@@ -148,7 +148,7 @@ def forward_associative(
 
 
 def _either(inputs, products, sums):
-    """`products` of what the filter finds by matrix products, where they are exact, or `sums` of what it finds without.
+    """`products` of what the filter finds by matrix products if that is exact, else `sums` of what sums find.
 
     A product drops terms below the smallest number of the type, so it is exact to tiny^0.3 if no sum is below
     tiny^0.7 (1e-26 in float32).
@@ -164,7 +164,7 @@ def _either(inputs, products, sums):
 
 
 def _filter(predict, log_initial, tables, mask):
-    """log p(x_t | x_1..t-1) (T, ...), log p(z_t | x_1..t) (T, ..., K), log p(z_t | x_1..t-1) (T - 1, ..., K)."""
+    """log p(x_t | x_1..t-1) (T, ...), log p(z_t | x_1..t) (T, ..., K), log p(z_t+1 | x_1..t) one shorter."""
 
     def update(predicted, table):
         joint = predicted + table

@@ -211,7 +211,7 @@ def _fit(x, mask, params, key, cfg):
     return State(steps, key, found, counts), log_likelihood
 
 
-def _log_moves(params):
+def _log_moves(params: Params) -> tuple[Array, Array]:
     return jnp.log(params.initial), jnp.log(params.transition)
 
 
@@ -229,7 +229,7 @@ def _expectation(x, mask, params, cfg):
 
 
 def _in_order_of_time(emission, x, mask, cfg):
-    """The states sorted by the mean time of the frames of x (B, T, ...) that each is the likeliest to emit."""
+    """The states sorted by the mean time of the frames of x (B, T, ...) that each is likeliest to emit."""
     frames = x.reshape(-1, *x.shape[2:])
     best = cfg.emission.log_likelihoods(emission, frames, cfg).argmax(-1).reshape(x.shape[:2])
     member = jax.nn.one_hot(best, cfg.num_states)
