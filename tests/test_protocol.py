@@ -32,8 +32,16 @@ FAMILIES = jaxgen.families()
 
 HEAVY = ("orbax", "tensorflow_datasets", "grain", "matplotlib", "tyro", "sklearn", "scipy", "PIL")
 
-RESUMED = ("jaxgen.autoencoder.vae", "jaxgen.gan.gan", "jaxgen.classical.gmm")
-"""One family of each kind of training: their resumed runs are compared in the default suite."""
+OF_EACH_KIND = ("jaxgen.autoencoder.vae", "jaxgen.gan.gan", "jaxgen.classical.gmm")
+"""One family of each kind of training: what takes long is tested with these in the default suite."""
+
+SOME = pytest.mark.parametrize(
+    "name",
+    [
+        name if name in OF_EACH_KIND else pytest.param(name, marks=pytest.mark.slow)
+        for name in sorted(FAMILIES)
+    ],
+)
 
 BATCH_SIZE = 32
 
@@ -133,15 +141,20 @@ def test_every_option_is_explained(case):
 
 
 def test_state_is_a_named_tuple_of_distinct_arrays(case):
-    state = case.family.init(jax.random.key(0), case.cfg, case.batch)
+    state = case.state
     assert isinstance(state, tuple)
     assert {"step", "key"} <= set(state._fields)
     assert state.step.dtype == jnp.int32
     assert state.step.shape == ()
     assert jnp.issubdtype(state.key.dtype, jax.dtypes.prng_key)
-    leaves = jax.tree.leaves(state)
-    assert all(isinstance(leaf, jax.Array) for leaf in leaves)
-    assert len({id(leaf) for leaf in leaves}) == len(leaves)
+
+    def fresh():
+        leaves = jax.tree.leaves(case.family.init(jax.random.key(0), case.cfg, case.batch))
+        assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+        assert len({id(leaf) for leaf in leaves}) == len(leaves)
+        return leaves
+
+    jax.eval_shape(fresh)
 
 
 def test_init_needs_no_batch_and_keeps_its_shapes(case):
@@ -244,8 +257,10 @@ def test_capabilities_return_what_they_promise(case):
         pytest.skip("no density, no reconstruction and no loss")
 
 
-def test_losses_have_forward_derivatives(case):
+@SOME
+def test_losses_have_forward_derivatives(name):
     """A directional derivative by forward mode equals that by reverse mode."""
+    case = make_case(name)
     if not hasattr(case.family, "loss"):
         pytest.skip("not trained by the gradient of one loss")
     loss = lambda params: case.family.loss(params, case.batch, jax.random.key(1), case.cfg)[0]
@@ -263,7 +278,9 @@ def test_losses_have_forward_derivatives(case):
     np.testing.assert_allclose(forward, reverse, rtol=1e-3, atol=1e-4)
 
 
-def test_a_split_batch_gives_the_same_step(case):
+@SOME
+def test_a_split_batch_gives_the_same_step(name):
+    case = make_case(name)
     mesh = shard.mesh(data=8)
     state, batch = shard.replicate(case.state, mesh), shard.put_batch(case.batch, mesh)
     assert_close(case.step(state, batch), case.stepped, 1e-3)
@@ -281,10 +298,7 @@ def test_a_sharded_state_equals_a_replicated_one(case):
     assert_close(replicated, sharded, 1e-3)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[] if name in RESUMED else pytest.mark.slow) for name in sorted(FAMILIES)],
-)
+@SOME
 def test_resuming_equals_a_straight_run_bit_for_bit(name, tmp_path):
     case = make_case(name)
     straight = case.fit(7)

@@ -104,6 +104,7 @@ def test_relaxed_training_claims_no_bound_and_exact_draws_do(categorical):
     assert abs(metrics.mean() - exact.mean()) < 4 * error
 
 
+@pytest.mark.slow
 def test_the_temperature_falls_with_the_step_of_the_state():
     falling = Categorical(4, temperature=2.0, temperature_decay=1e-2, min_temperature=0.5)
     cfg = dataclasses.replace(CATEGORICAL, posterior=falling)
@@ -125,6 +126,7 @@ def test_the_temperature_falls_with_the_step_of_the_state():
     assert value != pytest.approx(float(first), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_one_hot_latents_are_sampled_decoded_and_reconstructed(categorical):
     state, x, *_ = categorical
     draw = jax.jit(lambda key: vae.sample(key, state, 4000, CATEGORICAL))
@@ -170,6 +172,7 @@ def test_a_lognormal_vae_is_a_normal_one_that_decodes_the_exponential():
     assert (abs(draws.mean(0) - mean) < 5 * error).all()
 
 
+@pytest.mark.slow
 def test_lognormal_latents_stay_finite_under_wild_encoders():
     cfg = vae.Config(shape=(6,), num_latents=2, posterior=LogNormal(), **dense(8))
     params = init(cfg).params

@@ -113,6 +113,7 @@ def test_smoothing_keeps_the_total_count():
     np.testing.assert_allclose(smoothed, (counts + 0.5) / 18 * 16, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_revival_moves_dead_vectors_onto_data_and_no_others():
     cfg = vq_vae.Config(num_codes=4, code_size=2, revive_below=0.1, epsilon=1e-9)
     counts, z = jnp.array([10.0, 0.2, 8.0, 0.0]), jax.random.normal(jax.random.key(0), (30, 2)) + 7

@@ -206,6 +206,7 @@ def enumerated():
     return tokens, np.array(assignments), np.array(joints)
 
 
+@pytest.mark.slow
 def test_gibbs_conditional_is_the_ratio_of_enumerated_joints():
     tokens, assignments, joints = enumerated()
     with jax.enable_x64(True):

@@ -117,6 +117,7 @@ def test_topics_of_disjoint_words_are_found():
     np.testing.assert_allclose(topics[order], planted, atol=0.02)
 
 
+@pytest.mark.slow
 def test_folding_in_finds_the_maximum_with_the_topics_fixed(counts):
     cfg = config(fold_steps=5000)
     with jax.enable_x64(True):
@@ -132,6 +133,7 @@ def test_folding_in_finds_the_maximum_with_the_topics_fixed(counts):
     np.testing.assert_allclose(gradient[found > 0.01], 1, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_tempering_makes_held_out_words_likelier():
     rng = np.random.default_rng(0)
     law = rng.dirichlet(np.full(4, 0.3), 60) @ rng.dirichlet(np.full(30, 0.3), 4)

@@ -30,6 +30,7 @@ def test_inpainting_keeps_what_is_known_and_fills_in_what_goes_with_it():
     assert 0.5 < float(sample[:, 1].std()) < 1.0
 
 
+@pytest.mark.slow
 def test_redrawing_changes_more_the_stronger_it_is():
     x0 = jnp.asarray(np.random.default_rng(0).multivariate_normal(np.zeros(2), COVARIANCE, 5000), jnp.float32)
     changes, samples = [], []
@@ -45,6 +46,7 @@ def test_redrawing_changes_more_the_stronger_it_is():
         editing.redraw(model, x0, PROCESS, TIMES, 0.0, jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_a_path_through_noise_joins_its_ends():
     first, second = jnp.array([[1.0, 0.5], [0.0, 1.0]]), jnp.array([[-1.0, 0.2], [0.3, -1.2]])
     path = editing.between(model, first, second, PROCESS, TIMES, 5, iterations=8)

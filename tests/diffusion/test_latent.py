@@ -75,6 +75,7 @@ def test_facts_of_the_data_are_the_first_stages_and_codes_have_no_levels():
     assert latent.prior(cfg).num_classes == 10
 
 
+@pytest.mark.slow
 def test_codes_have_unit_variance_and_decoding_quantises_them(quantised):
     cfg, state, batch = quantised
     codes = latent.encode(state, batch["image"], cfg)

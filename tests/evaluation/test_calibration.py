@@ -10,6 +10,7 @@ def rows():
     return calibration.calibrate(calibration.Options(data="digits"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["frechet", "kernel"])
 def test_distances_grow_with_what_is_done_to_the_images(rows, metric):
     blurred = [rows[name][metric] for name in ("real", "blurred 0.5", "blurred 1.0", "blurred 2.0")]

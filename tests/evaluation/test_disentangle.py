@@ -29,6 +29,7 @@ def test_perfect_code_in_another_order_and_scale_is_one(factors):
         assert found["predictor"] == predictor
 
 
+@pytest.mark.slow
 def test_random_code_is_zero(factors):
     random = np.random.default_rng(1).normal(size=(1500, 5))
     assert mutual_information_gap(random, factors) < 0.02

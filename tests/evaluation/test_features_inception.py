@@ -33,6 +33,7 @@ def test_every_layer_is_what_pytorch_makes_of_random_weights(found, golden):
     second_opinion.check_summaries(found, golden)
 
 
+@pytest.mark.slow
 def test_every_entry_is_what_pytorch_makes_of_random_weights(found, tmp_path):
     wanted = second_opinion.by_torch("inception_v3", "-", random_state.random_images(), 299, tmp_path)
     assert second_opinion.largest_error(found, wanted) < 2e-5
@@ -49,6 +50,7 @@ def test_a_users_file_becomes_an_extractor(found, state, tmp_path):
     np.testing.assert_allclose(features.of(extractor, images), found["features"], atol=1e-5 * scale)
 
 
+@pytest.mark.slow
 def test_weights_of_another_network_are_refused(golden, tmp_path):
     file = tmp_path / "weights.npz"
     state = {name: np.ones(shape, np.int8) for name, shape in golden["shapes"].items()}

@@ -52,6 +52,7 @@ def test_unbiased_and_honest_about_its_error_under_equal_laws():
     assert 0.8 * values.std() < errors.mean() < 2 * values.std()
 
 
+@pytest.mark.slow
 def test_standard_error_is_the_spread_over_data_sets():
     rng = np.random.default_rng(3)
     results = []
@@ -63,6 +64,7 @@ def test_standard_error_is_the_spread_over_data_sets():
         assert 0.6 < errors.mean() / values.std() < 1.7
 
 
+@pytest.mark.slow
 def test_split_over_devices():
     rng = np.random.default_rng(4)
     x, y = rng.normal(size=(2, 320, 24)).astype(np.float32)

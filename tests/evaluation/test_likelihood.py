@@ -43,6 +43,7 @@ def test_importance_weighting_is_exact_at_the_posterior(model):
         np.testing.assert_allclose(found, exact, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_importance_weighting_rises_to_the_likelihood(model):
     log_likelihood, exact, mean, root = model
     log_joint = lambda z: log_likelihood(z) + distributions.normal_log_prob(z)
@@ -80,6 +81,7 @@ def test_annealing_finds_the_likelihood(model):
     assert (np.abs(ratios.mean(0) - 1) < 4 * error).all()
 
 
+@pytest.mark.slow
 def test_annealing_of_an_uninformative_likelihood_is_exact():
     found = likelihood.annealed_importance_sampling(
         jax.random.key(0), lambda z: jnp.full(len(z), -3.0), 2, 4, num_chains=3, num_temperatures=5

@@ -26,6 +26,7 @@ def test_closed_form_of_gaussians(s, t):
     assert abs(np.mean(values) - closed_form(shift, s, t, 3)) < 4 * error
 
 
+@pytest.mark.slow
 def test_unbiased_has_mean_zero_and_biased_is_above_it():
     rng = np.random.default_rng(1)
     pairs = [rng.normal(size=(2, 50, 4)) for _ in range(100)]
@@ -86,6 +87,7 @@ def test_gradient_pulls_the_sets_together():
     assert gradient[0] == pytest.approx(float(numeric), rel=1e-2)
 
 
+@pytest.mark.slow
 def test_permutation_test_has_its_size_and_power():
     rng = np.random.default_rng(6)
     trials, level = 200, 0.05

@@ -28,6 +28,7 @@ def test_pixels_of_digits_are_nearly_linear(on_pixels):
     assert on_pixels["C"] in probe.STRENGTHS
 
 
+@pytest.mark.slow
 def test_kmeans_features_are_no_worse_than_pixels(digits, on_pixels):
     codebook = probe.fit_kmeans(jax.random.key(0), digits[0]["image"], 64, num_patches=5000, iterations=10)
     found = probed(digits, lambda image: probe.kmeans_features(codebook, image))
@@ -66,6 +67,7 @@ def test_features_agree_with_the_definition():
     np.testing.assert_allclose(probe.kmeans_features(codebook, images), expected.reshape(3, -1), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_centroids_find_clusters_of_patches():
     # Three patterns and a little noise: whitened, they are still three tight clusters.
     rng = np.random.default_rng(3)

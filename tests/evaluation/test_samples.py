@@ -34,6 +34,7 @@ def test_true_draws_of_the_ring_reach_the_floor():
     assert {metric["n"] for metric in found.values()} == {2000}
 
 
+@pytest.mark.slow
 def test_half_a_ring_falls_short():
     x, label = (split("ring", "train").arrays[name] for name in ("x", "label"))
     found = evaluate("ring", x[label < 4], n=2000)
@@ -76,6 +77,7 @@ def test_samples_that_are_not_finite():
         evaluate("ring", np.full((10, 2), np.nan, np.float32), n=100)
 
 
+@pytest.mark.slow
 def test_label_accuracy_counts_the_class_asked_for():
     """Pictures of the class asked for are named as test pictures are; those of the next class never right."""
     test = data.load("digits", "test")

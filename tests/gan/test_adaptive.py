@@ -18,6 +18,7 @@ AUGMENT = jax.jit(adaptive.augment, static_argnums=2)
 ONE = jnp.float32(1.0)
 
 
+@pytest.mark.slow
 def test_probability_0_is_the_identity_and_others_a_share_of_images():
     np.testing.assert_array_equal(AUGMENT(KEY, X, NAMES, jnp.float32(0.0)), X)
     for p, low, high in ((0.05, 0.2, 0.7), (1.0, 0.98, 1.0)):  # about 10 parts may happen to an image
@@ -44,6 +45,7 @@ def test_warps_are_scipys():
             np.testing.assert_allclose(warped[index, ..., channel], expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_blitting_moves_whole_pixels():
     """Every result is one of the eight symmetries of the square, moved by at most a pixel."""
     x = jnp.broadcast_to(X[:1], (400, 9, 9, 3))
@@ -86,6 +88,7 @@ def test_colours_are_their_definitions():
     assert grey.shape == (500, 9, 9, 1)
 
 
+@pytest.mark.slow
 def test_gradients_of_gradients_are_finite_and_right():
     """A penalty on the gradient of a critic of T(x): its slope in the critic against finite differences."""
     x, p = X[:4, :6, :6], jnp.float32(0.7)

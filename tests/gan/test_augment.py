@@ -12,6 +12,7 @@ X = jax.random.normal(jax.random.key(1), (64, 16, 16, 3))
 AUGMENT = DiffAugment(("color", "translation", "cutout"))
 
 
+@pytest.mark.slow
 def test_no_policy_is_the_identity_and_keys_decide():
     assert DiffAugment(())(KEY, X) is X
     first, again, other = (AUGMENT(key, X) for key in (KEY, KEY, jax.random.key(2)))
@@ -30,6 +31,7 @@ def test_they_are_affine_in_the_image(name):
     np.testing.assert_allclose(f(0.3 * X + 0.7 * y), 0.3 * f(X) + 0.7 * f(y), atol=2e-6)
 
 
+@pytest.mark.slow
 def test_color_stays_within_its_ranges():
     grey = jnp.full((4000, 2, 2, 3), 0.25)
     shift = AUGMENTATIONS["color"](KEY, grey) - grey
@@ -47,6 +49,7 @@ def test_color_stays_within_its_ranges():
     assert saturation.max() > 2.5  # up to 2 x 3/2
 
 
+@pytest.mark.slow
 def test_translation_moves_by_up_to_an_eighth():
     point = jnp.zeros((2000, 16, 8, 1)).at[:, 8, 4].set(1.0)
     moved = np.asarray(AUGMENTATIONS["translation"](KEY, point))
@@ -58,6 +61,7 @@ def test_translation_moves_by_up_to_an_eighth():
     assert set(np.unique(corner)) == {0.0, 1.0}
 
 
+@pytest.mark.slow
 def test_cutout_covers_a_quarter_where_it_lies_inside():
     masked = AUGMENTATIONS["cutout"](KEY, jnp.ones((4000, 16, 16, 1)))[..., 0] == 0
     sizes = [np.unique(masked.any(axis).sum(1)) for axis in (1, 2)]

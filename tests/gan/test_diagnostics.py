@@ -47,6 +47,7 @@ def test_slopes_are_their_closed_forms():
         ), name
 
 
+@pytest.mark.slow
 def test_diversity_is_the_ratio_of_spreads_and_blind_to_place():
     x, y = jax.random.normal(KEY, (2, 4000, 3, 3, 1))
     assert diagnostics.diversity(x, 0.25 * y + 7) == pytest.approx(0.25, rel=0.02)

@@ -98,6 +98,7 @@ def test_maxout_is_the_largest_of_five():
     np.testing.assert_allclose(apply(x), pieces.max(-1), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_spectral_networks_are_lipschitz():
     """Fully connected, LeakyReLU: difference quotients below 1 once the power method has settled."""
     discriminator = mlp.Discriminator((32, 32, 8), "spectral")

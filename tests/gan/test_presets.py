@@ -39,6 +39,7 @@ def test_every_preset_steps_and_samples(name):
     assert ("penalty" in metrics) == (cfg.penalty is not None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nsgan", "dcgan", "r3gan"])
 def test_presets_take_the_digits(name):
     cfg = dataclasses.replace(CONFIGS[name], shape=(8, 8, 1))
@@ -54,6 +55,7 @@ def test_points_keep_the_loss_and_take_the_networks_of_the_plane():
     assert state.params["generator"]["Dense_3"]["kernel"].shape == (400, 400)
 
 
+@pytest.mark.slow
 def test_sizes_are_the_papers():
     count = lambda cfg, player: sum(
         leaf.size for leaf in jax.tree.leaves(traced(cfg, 8 * cfg.discriminator_steps)[0].params[player])

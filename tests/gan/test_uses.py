@@ -34,6 +34,7 @@ def run(tmp_path_factory):
     return folder, cfg, state
 
 
+@pytest.mark.slow
 def test_feature_maps_are_the_layers_outputs(run):
     _, cfg, state = run
     x = jax.random.uniform(KEY, (3, 8, 8, 1), minval=-1)
@@ -109,6 +110,7 @@ def test_representation_is_measured_beside_its_baselines(run, tmp_path, monkeypa
     representation.main(options)  # all is there
 
 
+@pytest.mark.slow
 def test_truncation_is_measured_from_no_variety_to_all(run, tmp_path):
     folder, cfg, state = run
     z = gan.draw_codes(KEY, 4000, cfg, jnp.float32(np.inf))  # no limit is the same program

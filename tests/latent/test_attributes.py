@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxgen.latent import attributes
 
@@ -14,6 +15,7 @@ def test_it_is_the_difference_of_the_means():
     np.testing.assert_allclose(attributes.attribute_vector(codes, present), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_it_finds_the_shift_that_made_the_codes_and_undoes_it():
     key, label_key = jax.random.split(jax.random.key(0))
     shift = jnp.array([1.0, -2.0, 0.5, 0.0])

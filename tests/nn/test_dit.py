@@ -62,6 +62,7 @@ def test_places_are_told_by_row_and_by_column():
     assert np.ptp(codes[:, :, 8:], 0).max() == 0
 
 
+@pytest.mark.slow
 def test_a_block_is_the_identity_at_first_and_then_the_definition(first):
     apply = jit(Block(num_heads=2).apply)
     x, c = jax.random.normal(jax.random.key(0), (2, 5, 8)), jax.random.normal(jax.random.key(1), (2, 8))

@@ -121,6 +121,7 @@ def test_every_order_in_both_modes(expected):
     check_orders(*both, *expected, DIRECTION)
 
 
+@pytest.mark.slow
 def test_example_by_example_inside_loop_conditional_and_checkpoint(expected):
     """Inside `scan`, `cond`, `vmap` over examples and `checkpoint`; outside of `vmap` as well."""
 

@@ -42,6 +42,7 @@ def test_attention_is_the_definition():
             np.testing.assert_allclose(out[b, :, head], weights @ v[b, :, head], rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_self_attention_starts_as_the_identity_and_knows_no_order():
     layer = attention.SelfAttention(num_heads=2, num_groups=4)
     apply = jit(layer.apply)
@@ -58,6 +59,7 @@ def test_self_attention_starts_as_the_identity_and_knows_no_order():
         attention.SelfAttention(num_heads=3, num_groups=4).init(jax.random.key(0), x)
 
 
+@pytest.mark.slow
 def test_the_network_of_ho_et_al_has_its_number_of_parameters():
     inputs = jnp.zeros((1, 32, 32, 3)), jnp.zeros(1, jnp.int32)
     shapes = jax.eval_shape(lambda: CIFAR10.init(jax.random.key(0), *inputs))
@@ -74,6 +76,7 @@ def small():
     return perturbed(zeros, 2), apply, x, t, label
 
 
+@pytest.mark.slow
 def test_the_output_heeds_image_time_and_label(small):
     variables, apply, x, t, label = small
     out = apply(variables, x, t, label)

@@ -301,6 +301,7 @@ for name, dataset in {"resident": ring, "streamed": streamed}.items():
 """
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(ring, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -32,6 +32,7 @@ def test_every_seed_is_trained_as_if_alone():
     assert all(metric.shape == () for metric in metrics.values())
 
 
+@pytest.mark.slow
 def test_fit_trains_and_resumes_them(tmp_path):
     train, several = data.load("ring"), Seeds(gmm, 4)
     options = {"batch_size": 64, "key": jax.random.key(1), "mesh": shard.mesh(data=1), "sample_every": 0}
