@@ -211,6 +211,11 @@ def main_array(names) -> str:
     return next((name for name in _MAIN if name in names), next(iter(names)))
 
 
+def channels_first(image: np.ndarray) -> bool:
+    """Whether pictures (N, ., ., .) look as if their channels were their first axis, not their last."""
+    return image.shape[1] <= 4 < min(image.shape[2:])
+
+
 def _checked(dataset: str, key: str, array: np.ndarray) -> np.ndarray:
     """`array` in the type that belongs to its name."""
     where = f"data set {dataset!r}: {key!r}"
@@ -225,6 +230,11 @@ def _checked(dataset: str, key: str, array: np.ndarray) -> np.ndarray:
     if key == "image":
         if array.ndim != 4:
             raise DataError(f"{where} must be (N, height, width, channels), not {array.shape}")
+        if channels_first(array):
+            raise DataError(
+                f"{where} is {array.shape}, and channels come last: transpose it to"
+                f" {tuple(array.shape[axis] for axis in (0, 2, 3, 1))}"
+            )
         if array.dtype != np.uint8 and (array.dtype.kind != "f" or (array.size and np.abs(array).max() > 1)):
             raise DataError(f"{where} must be uint8 or float in [-1, 1], not {array.dtype} with other values")
     elif key == "label":

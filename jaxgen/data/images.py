@@ -1,6 +1,7 @@
 """Pictures: scikit-learn's digits, folders of image files, and decoding and resizing."""
 
 import dataclasses
+import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,9 +12,13 @@ from jaxgen.data.dataset import DataError, Dataset, StreamedDataset, check_split
 
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_GRAY = {"1", "L", "LA", "I", "I;16", "I;16B"}
+_GRAY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
 _SIDEWAYS = (5, 6, 7, 8)
 _ORIENTATION = 0x0112
+_ORIENTED_PNG = (b"eXIf", b"Raw profile type exif", b"tiff:Orientation")
+_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
+    ("val", "valid", "validation"), "validation"
+)
 
 
 def digits(split: str) -> Dataset:
@@ -44,8 +49,14 @@ def held_out(label: np.ndarray) -> np.ndarray:
 def folder(path: Path, split: str, image_size: int | None = None) -> StreamedDataset:
     """The image files of a folder, in which each subfolder is a class; classes and files are sorted by name.
 
-    Subfolders `train` and `test` are the splits if they exist; otherwise a fixed fifth of each class is the
-    test split. Pictures are gray if all of them are, and RGB otherwise. Transparent pixels become white.
+    If the subfolders are called `train`, `test` and `validation` (or `val`; capitals do not matter), they are
+    the splits, and their subfolders the classes; otherwise a fixed fifth of each class is the test split. A
+    name of a split among other names is refused, unless `train` itself has classes: then all are splits.
+    Files and folders whose names begin with a dot are left out.
+
+    Pictures are gray if all of them are, and RGB otherwise. Transparent pixels become white, 16 bits a pixel
+    are scaled to 8, and floating-point pictures must lie in 0 .. 1. Pictures are turned upright as their
+    metadata say.
 
     Args:
         path: the folder.
@@ -59,8 +70,11 @@ def folder(path: Path, split: str, image_size: int | None = None) -> StreamedDat
     name = f"folder:{path}"
     if not path.is_dir():
         raise DataError(f"{name}: there is no such folder")
-    has_splits = (path / "train").is_dir()
-    roots = {p.name: p for p in _subfolders(path)} if has_splits else {"train": path}
+    roots = _split_folders(name, path)
+    has_splits = bool(roots)
+    if _SPLITS.get(split.lower()) in roots:
+        split = _SPLITS[split.lower()]
+    roots = roots or {"train": path}
     found = [(root, *example) for root, where in roots.items() for example in _labelled(name, where)]
     if not found:
         raise DataError(f"{name} has no pictures ({' '.join(sorted(_SUFFIXES))})")
@@ -115,13 +129,15 @@ def decode(file, channels: int, image_size: int | None, name: str) -> np.ndarray
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(file) as opened:
+        # A stream, because PIL misreads TIFFs on their side that it maps into memory.
+        stream = io.BytesIO(Path(file).read_bytes()) if isinstance(file, str | Path) else file
+        with Image.open(stream) as opened:
             image: Image.Image = opened
-            if opened.format in ("JPEG", "MPO", "TIFF", "WEBP"):
+            if _orientation(opened) != 1:
                 image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):
-                # 16 bits a pixel, which PIL would clip to 8 instead of scaling.
-                image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+            if image.mode == "F" or image.mode.startswith("I"):
+                # PIL would clip these to 8 bits instead of scaling.
+                image = Image.fromarray(_to_8_bits(np.asarray(image), opened.format))
             if channels < 4 and image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -131,17 +147,47 @@ def decode(file, channels: int, image_size: int | None, name: str) -> np.ndarray
         raise DataError(f"{name} cannot be read as a picture: {one_line(error)}") from error
 
 
+def _to_8_bits(pixels: np.ndarray, format: str | None) -> np.ndarray:
+    """Pixels of 16 bits, or floating-point ones in 0 .. 1, as uint8."""
+    if pixels.dtype.kind == "f":
+        if not (pixels.min() >= 0 and pixels.max() <= 1):
+            raise ValueError(
+                f"its values are {pixels.min():g} .. {pixels.max():g}; floating-point ones must be in 0 .. 1"
+            )
+        return np.round(255 * pixels).astype(np.uint8)
+    if format == "TIFF" and pixels.dtype.itemsize > 2:
+        raise ValueError("its pixels are signed or 32-bit integers; save it with 8 or 16 bits a pixel")
+    return (pixels // 256).clip(0, 255).astype(np.uint8)
+
+
+def _orientation(image) -> int:
+    """1 .. 8 as in EXIF, where 1 is upright."""
+    if image.format == "PNG":
+        # PIL decodes the whole picture in search of metadata, which few have.
+        place = image.fp.tell()
+        image.fp.seek(0)
+        content = image.fp.read()
+        image.fp.seek(place)
+        if not any(mark in content for mark in _ORIENTED_PNG):
+            return 1
+    return image.getexif().get(_ORIENTATION, 1)
+
+
 def resized(dataset: Dataset, image_size: int) -> Dataset:
     """`dataset` with its pictures resized to (image_size, image_size), as in `folder`."""
     from PIL import Image
 
     pictures = dataset.arrays.get("image")
-    if pictures is None or pictures.dtype != np.uint8 or pictures.shape[-1] not in _MODES:
+    if pictures is None or pictures.dtype != np.uint8:
         raise DataError(f"data set {dataset.name!r} has no 8-bit pictures that image_size could apply to")
     if pictures.shape[1:3] == (image_size, image_size):
         return dataset
-    gray = pictures.shape[-1] == 1
-    images = [_fit(Image.fromarray(p[..., 0] if gray else p), image_size) for p in pictures]
+    if pictures.shape[-1] == 3:
+        images = [_fit(Image.fromarray(p), image_size) for p in pictures]
+    else:
+        # Channel by channel, because PIL takes the last of 2 or 4 for opacity and weighs the others by it.
+        channels = [[Image.fromarray(c) for c in np.moveaxis(p, -1, 0)] for p in pictures]
+        images = [np.concatenate([_fit(c, image_size) for c in p], -1) for p in channels]
     return dataclasses.replace(dataset, arrays={**dataset.arrays, "image": np.stack(images)}, levels=256)
 
 
@@ -161,21 +207,47 @@ def _header(file: str) -> tuple[tuple[int, int], bool]:
 
     try:
         with Image.open(file) as image:
-            width, height = image.size
-            if (
-                image.format in ("JPEG", "MPO", "TIFF", "WEBP")
-                and image.getexif().get(_ORIENTATION) in _SIDEWAYS
-            ):
+            # PIL turns the size of a TIFF, and not those of others, in some of its versions.
+            tiff = image.format == "TIFF"
+            width, height = (image.tag_v2[256], image.tag_v2[257]) if tiff else image.size  # type: ignore[attr-defined]
+            if _orientation(image) in _SIDEWAYS:
                 width, height = height, width
-            return (width, height), image.mode in _GRAY
+            gray = image.mode in _GRAY or (image.mode == "P" and _is_gray(image.palette))
+            return (width, height), gray
     except Exception as error:  # PIL raises a dozen types on damaged files
         raise DataError(f"{file} cannot be read as a picture: {one_line(error)}") from error
+
+
+def _is_gray(palette) -> bool:
+    """Whether all colours of a PIL palette are grey."""
+    layout, levels = palette.getdata()
+    red, green, blue = (levels[channel :: len(layout)] for channel in range(3))
+    return red == green == blue
+
+
+def _split_folders(name: str, path: Path) -> dict[str, Path]:
+    """{split: folder} if the subfolders of `path` are splits; empty if they are classes or there are none."""
+    folders = _subfolders(path)
+    known = [p for p in folders if p.name.lower() in _SPLITS]
+    others = [p.name for p in folders if p not in known]
+    roots = {_SPLITS.get(p.name.lower(), p.name): p for p in folders}
+    if not known:
+        return {}
+    if len(roots) < len(folders):
+        raise DataError(f"{name} has two folders of one split: {', '.join(p.name for p in known)}")
+    if others and not ("train" in roots and any(_walk(sub) for sub in _subfolders(roots["train"]))):
+        splits = ", ".join(p.name for p in known)
+        raise DataError(
+            f"{name} has {splits} beside {', '.join(others[:3])}: if these are classes, rename those called"
+            " like a split; if they are splits, put their pictures into class subfolders"
+        )
+    return roots
 
 
 def _labelled(name: str, root: Path) -> list[tuple[str, str]]:
     """(file, class) of every picture in `root`; the class is the subfolder, or "" without subfolders."""
     loose = _pictures(root.iterdir())
-    inside = [(str(f), sub.name) for sub in _subfolders(root) for f in _pictures(sub.rglob("*"))]
+    inside = [(str(f), sub.name) for sub in _subfolders(root) for f in _walk(sub)]
     if loose and inside:
         raise DataError(f"{name}: {root} has pictures both beside and inside subfolders: move one kind away")
     return inside or [(str(file), "") for file in loose]
@@ -183,6 +255,12 @@ def _labelled(name: str, root: Path) -> list[tuple[str, str]]:
 
 def _pictures(paths) -> list[Path]:
     return sorted(p for p in paths if p.suffix.lower() in _SUFFIXES and p.is_file() and p.name[0] != ".")
+
+
+def _walk(folder: Path) -> list[Path]:
+    """The pictures in a folder and in its subfolders, but not in hidden ones."""
+    found = _pictures(folder.iterdir())
+    return sorted(found + [f for sub in _subfolders(folder) if not sub.is_symlink() for f in _walk(sub)])
 
 
 def _subfolders(path: Path) -> list[Path]:
