@@ -19,6 +19,10 @@ class DataError(ValueError):
     """A bad data set, name, split or file; its message is one line that says what is wrong and what to do."""
 
 
+class NoSplit(DataError):
+    """A split that a data set does not have."""
+
+
 def to_batch(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Compact arrays (B, ...) in the form that models take; NumPy or JAX arrays, including traced ones.
 
@@ -195,9 +199,11 @@ def in_order(dataset: Dataset | StreamedDataset, batch_size: int) -> Iterator[Ba
 
 
 def check_split(name: str, split: str, splits: Iterable[str]) -> None:
-    """Raises a DataError that names the available splits if `split` is not one of them."""
+    """Raises a NoSplit that names the available splits if `split` is not one of them."""
     if split not in splits:
-        raise DataError(f"data set {name!r} has no split {split!r}: its splits are {', '.join(splits)}")
+        derived = "train" in splits and "validation" not in splits
+        more = ", and validation is a tenth of train" if derived else ""
+        raise NoSplit(f"data set {name!r} has no split {split!r}: its splits are {', '.join(splits)}{more}")
 
 
 def one_line(error: Exception) -> str:

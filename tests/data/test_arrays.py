@@ -172,3 +172,13 @@ def test_any_damage_to_npz_archives_is_named(tmp_path):
     np.save(tmp_path / "a.npy", IMAGES)
     with pytest.raises(data.DataError, match=r"a\.npy cannot be read as an npz"):
         data.load(f"npz:{tmp_path}/a.npy")
+
+
+def test_validation_of_files(idx, tmp_path):
+    np.savez(tmp_path / "a.npz", x=IMAGES, y=LABELS)
+    np.savez(tmp_path / "k.npz", x_train=IMAGES[:40], x_test=IMAGES[40:])
+    for name in (f"npz:{tmp_path}/a.npz", f"npz:{tmp_path}/k.npz", f"idx:{idx}"):
+        train, validation, rest = (data.load(name, s) for s in ("train", "validation", "train-validation"))
+        assert len(validation) == 4
+        found = np.concatenate([validation.arrays["image"], rest.arrays["image"]])
+        assert sorted(map(bytes, found)) == sorted(map(bytes, train.arrays["image"]))

@@ -69,6 +69,24 @@ def test_streamed_and_whole_hold_the_same(pictures, monkeypatch):
     np.testing.assert_array_equal(np.sort(epoch, 0), np.sort(whole[:]["image"], 0))
 
 
+def test_validation_of_a_folder_streamed_or_whole(pictures, monkeypatch):
+    splits = ("train", "validation", "train-validation")
+    train, validation, rest = (data.load(f"folder:{pictures}", split) for split in splits)
+    assert len(validation) == 2
+    assert sorted([*numbers(validation), *numbers(rest)]) == sorted(numbers(train))
+    monkeypatch.setattr(sources, "WHOLE_LIMIT", 0)
+    streamed = data.load(f"folder:{pictures}", "validation")
+    assert isinstance(streamed, data.StreamedDataset)
+    np.testing.assert_array_equal(streamed[:]["image"], validation[:]["image"])
+
+
+def test_validation_of_a_folder_that_has_it_is_its_own(tmp_path):
+    fill(tmp_path, "train/a", "train/b")
+    fill(tmp_path, "val/a", count=3)
+    sizes = [len(data.load(f"folder:{tmp_path}", s)) for s in ("train", "validation", "train-validation")]
+    assert sizes == [10, 3, 10]
+
+
 def test_train_and_test_folders_are_the_splits(tmp_path):
     for split, count in (("train", 5), ("test", 2)):
         for label in ("a", "b") if split == "train" else ("b",):
