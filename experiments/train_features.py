@@ -4,8 +4,8 @@ python experiments/train_features.py digits --epochs 100 --shift 1
 python experiments/train_features.py mnist --epochs 12
 python experiments/train_features.py fashion_mnist --epochs 20 --flip
 
-Every choice was made with --validate, which keeps a tenth of the training set aside, writes nothing and does
-not look at the test set.
+Every choice was made with --validate, which keeps a tenth of the training set aside (the last one then, the
+split "validation" now), writes nothing and does not look at the test set.
 """
 
 import dataclasses
@@ -120,12 +120,12 @@ def evaluate(params, dataset, options):
 def main(options: Options) -> None:
     """Train, measure and write."""
     since = time.perf_counter()
-    split = "train[:90%]" if options.validate else "train"
+    split = "train-validation" if options.validate else "train"
     dataset = data.load(options.dataset, split, options.data_dir)
     # Rounded to the precision they are kept in, so that what is measured is what is loaded.
     params = jax.tree.map(lambda x: x.astype(jnp.float16).astype(jnp.float32), train(dataset, options))
     features, train_accuracy = evaluate(params, dataset, options)
-    held_out = data.load(options.dataset, "train[90%:]" if options.validate else "test", options.data_dir)
+    held_out = data.load(options.dataset, "validation" if options.validate else "test", options.data_dir)
     accuracy = evaluate(params, held_out, options)[1]
     minutes = (time.perf_counter() - since) / 60
     print(f"accuracy: {train_accuracy:.4f} train, {accuracy:.4f} {held_out.split}; {minutes:.1f} minutes")

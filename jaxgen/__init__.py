@@ -8,4 +8,6 @@ from jaxgen.run.directory import RunError
 from jaxgen.run.fit import fit
 from jaxgen.types import families
 
+shard.provide_threads()
+
 __all__ = ["RunError", "families", "fit", "load", "shard"]

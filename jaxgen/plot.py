@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike
 SMALLEST_TILE = 28
 """Images are enlarged by a whole factor until they are at least this many pixels high."""
 
+_GROUND = 127  # the grey between images
+
 
 def save_samples(path: str | Path, x: ArrayLike) -> None:
     """A picture of any batch of data: images (N, H, W, C) as a grid, points (N, 2) scattered, else a map."""
@@ -30,7 +32,11 @@ def save_samples(path: str | Path, x: ArrayLike) -> None:
 
 
 def save_grid(path: str | Path, images: ArrayLike, columns: int | None = None, gap: int = 2) -> None:
-    """Images (N, H, W, 1 or 3) in [-1, 1] as one PNG, row by row, on a mid-grey ground."""
+    """Images (N, H, W, C) in [-1, 1] as one PNG, row by row, on a mid-grey ground.
+
+    1 channel is grey and 3 are red, green and blue. Of 4 the last is the opacity, with the ground shining
+    through. Of any other number the mean over channels is shown, in grey.
+    """
     from PIL import Image
 
     pixels = grid(images, columns, gap)
@@ -39,15 +45,15 @@ def save_grid(path: str | Path, images: ArrayLike, columns: int | None = None, g
 
 def grid(images: ArrayLike, columns: int | None = None, gap: int = 2) -> np.ndarray:
     """The pixels of `save_grid`, uint8 (height, width, 1 or 3)."""
-    images = np.asarray(images, np.float32)
-    if images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise ValueError(f"a grid needs images (N, height, width, 1 or 3), got {images.shape}")
+    images = _colours(np.asarray(images, np.float32))
     factor = math.ceil(SMALLEST_TILE / images.shape[1])
     images = images.repeat(factor, 1).repeat(factor, 2)
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 127, np.uint8)
+    canvas = np.full(
+        (rows * (height + gap) + gap, columns * (width + gap) + gap, channels), _GROUND, np.uint8
+    )
     for index, image in enumerate(np.clip((images + 1) * 127.5, 0, 255).round().astype(np.uint8)):
         top, left = (
             place * (size + gap) + gap
@@ -55,6 +61,19 @@ def grid(images: ArrayLike, columns: int | None = None, gap: int = 2) -> np.ndar
         )
         canvas[top : top + height, left : left + width] = image
     return canvas
+
+
+def _colours(images: np.ndarray) -> np.ndarray:
+    """Images of any number of channels as `save_grid` shows them, of 1 or 3."""
+    if images.ndim != 4 or not images.size:
+        raise ValueError(f"a grid needs images (N, height, width, channels), got {images.shape}")
+    if images.shape[-1] in (1, 3):
+        return images
+    images = np.clip(images, -1, 1)
+    if images.shape[-1] != 4:
+        return images.mean(-1, keepdims=True)
+    opacity = (images[..., 3:] + 1) / 2
+    return images[..., :3] * opacity + (_GROUND / 127.5 - 1) * (1 - opacity)
 
 
 def save_pairs(path: str | Path, first: ArrayLike, second: ArrayLike, columns: int = 12) -> None:

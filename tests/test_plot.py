@@ -27,7 +27,26 @@ def test_small_images_are_enlarged_and_values_clipped():
 
 def test_what_is_no_image_is_refused():
     with pytest.raises(ValueError, match="a grid needs images"):
-        plot.grid(np.zeros((2, 8, 8, 2)))
+        plot.grid(np.zeros((2, 8, 8)))
+    with pytest.raises(ValueError, match="a grid needs images"):
+        plot.grid(np.zeros((2, 8, 8, 0)))
+
+
+def test_channels_that_are_no_colours_are_shown_in_grey():
+    images = np.random.default_rng(0).uniform(-1, 1, (3, 28, 28, 7))
+    np.testing.assert_array_equal(plot.grid(images), plot.grid(images.mean(-1, keepdims=True)))
+    np.testing.assert_array_equal(
+        plot.grid(images[..., :2]), plot.grid(images[..., :2].mean(-1, keepdims=True))
+    )
+
+
+def test_a_fourth_channel_is_opacity():
+    images = np.random.default_rng(0).uniform(-1, 1, (3, 28, 28, 4))
+    images[0, ..., 3], images[1, ..., 3], images[2] = 1, -1, (1, 1, 1, 0)
+    opaque, clear, half = (plot.grid(images[i : i + 1], gap=0) for i in range(3))
+    np.testing.assert_array_equal(opaque, plot.grid(images[:1, ..., :3], gap=0))
+    assert (clear == 127).all()
+    assert (half == 191).all()
 
 
 def test_pairs_put_the_reconstruction_under_its_image(tmp_path):
@@ -37,7 +56,7 @@ def test_pairs_put_the_reconstruction_under_its_image(tmp_path):
     np.testing.assert_array_equal(pixels[16::30, 16], [0, 255, 0, 255])
 
 
-@pytest.mark.parametrize("shape", [(9, 8, 8, 1), (9, 8, 8, 3), (9, 2), (9, 5)])
+@pytest.mark.parametrize("shape", [(9, 8, 8, 1), (9, 8, 8, 2), (9, 8, 8, 3), (9, 8, 8, 4), (9, 2), (9, 5)])
 def test_any_batch_becomes_a_picture(tmp_path, shape):
     plot.save_samples(tmp_path / "samples.png", np.random.default_rng(0).uniform(-1, 1, shape))
     assert read(tmp_path / "samples.png").std() > 5

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgen.data.dataset import DataError, Dataset, StreamedDataset, check_split, one_line, take
+from jaxgen.data.dataset import (
+    DataError,
+    Dataset,
+    StreamedDataset,
+    channels_first,
+    check_split,
+    one_line,
+    take,
+)
 from jaxgen.data.images import held_out
 
 _STEMS = {"train": "train", "test": "t10k"}
@@ -116,7 +124,7 @@ def _described(name: str, split: str, found: Mapping[str, np.ndarray], main: str
         )
     elif values.ndim == 3:
         arrays = {"image": values[..., None].astype(np.uint8)}
-    elif values.ndim == 4 and values.shape[-1] <= 4:
+    elif values.ndim == 4 and (values.shape[-1] <= 4 or channels_first(values)):
         arrays = {"image": values.astype(np.uint8)}
     else:
         raise DataError(

@@ -19,6 +19,10 @@ class DataError(ValueError):
     """A bad data set, name, split or file; its message is one line that says what is wrong and what to do."""
 
 
+class NoSplit(DataError):
+    """A split that a data set does not have."""
+
+
 def to_batch(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Compact arrays (B, ...) in the form that models take; NumPy or JAX arrays, including traced ones.
 
@@ -195,9 +199,11 @@ def in_order(dataset: Dataset | StreamedDataset, batch_size: int) -> Iterator[Ba
 
 
 def check_split(name: str, split: str, splits: Iterable[str]) -> None:
-    """Raises a DataError that names the available splits if `split` is not one of them."""
+    """Raises a NoSplit that names the available splits if `split` is not one of them."""
     if split not in splits:
-        raise DataError(f"data set {name!r} has no split {split!r}: its splits are {', '.join(splits)}")
+        derived = "train" in splits and "validation" not in splits
+        more = ", and validation is a tenth of train" if derived else ""
+        raise NoSplit(f"data set {name!r} has no split {split!r}: its splits are {', '.join(splits)}{more}")
 
 
 def one_line(error: Exception) -> str:
@@ -209,6 +215,11 @@ def one_line(error: Exception) -> str:
 def main_array(names) -> str:
     """The array that gives the data set its shape: "image" if present, else "x", "a", "tokens", "audio"."""
     return next((name for name in _MAIN if name in names), next(iter(names)))
+
+
+def channels_first(image: np.ndarray) -> bool:
+    """Whether pictures (N, ., ., .) look as if their channels were their first axis, not their last."""
+    return image.shape[1] <= 4 < min(image.shape[2:])
 
 
 def _checked(dataset: str, key: str, array: np.ndarray) -> np.ndarray:
@@ -225,6 +236,11 @@ def _checked(dataset: str, key: str, array: np.ndarray) -> np.ndarray:
     if key == "image":
         if array.ndim != 4:
             raise DataError(f"{where} must be (N, height, width, channels), not {array.shape}")
+        if channels_first(array):
+            raise DataError(
+                f"{where} is {array.shape}, and channels come last: transpose it to"
+                f" {tuple(array.shape[axis] for axis in (0, 2, 3, 1))}"
+            )
         if array.dtype != np.uint8 and (array.dtype.kind != "f" or (array.size and np.abs(array).max() > 1)):
             raise DataError(f"{where} must be uint8 or float in [-1, 1], not {array.dtype} with other values")
     elif key == "label":

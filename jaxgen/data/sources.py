@@ -9,14 +9,18 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from jaxgen.data import arrays, catalogue, images, stacked
-from jaxgen.data.dataset import DataError, Dataset, StreamedDataset, check_split, read, take
+from jaxgen.data import arrays, catalogue, folders, images, stacked
+from jaxgen.data.dataset import DataError, Dataset, NoSplit, StreamedDataset, check_split, read, take
 
 WHOLE_LIMIT = 2**30
 """Data sets with at most so many bytes of uint8 pictures are read into memory; larger ones are streamed."""
+
+VALIDATION, REST = "validation", "train-validation"
+"""What a model is tuned on, and what it is trained on then."""
 
 _CHUNK = 512
 
@@ -46,7 +50,9 @@ def load(
     Args:
         name: one of `names()`; "folder:PATH", "npz:PATH" or "idx:PATH"; a name of the tensorflow-datasets
             catalogue, such as "mnist" or "cycle_gan/horse2zebra"; or "stacked_mnist", which is made of MNIST.
-        split: "train", "test" or another split, or a slice such as "train[:50000]" or "train[90%:]".
+        split: "train", "test" or another split; "validation", a fixed tenth of the training split, and
+            "train-validation", the rest of it (where there is a validation split, that one, and all of the
+            training split); or a slice of a split, such as "train[:50000]" or "test[90%:]".
         data_dir: folder of prepared data sets; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
         image_size: pixels; the shorter side of pictures is resized to it, and the centre is cropped.
 
@@ -59,36 +65,62 @@ def load(
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size must be at least 1 pixel, not {image_size}")
     whole, part = parse_split(split)
-    kind, _, path = name.partition(":")
-    where = Path(path).expanduser()
-    dataset: Dataset | StreamedDataset | None
-    if name in built_in():
-        check_split(name, whole, ("train", "test"))
-        dataset = built_in()[name](whole)
-    elif name == "stacked_mnist":
-        check_split(name, whole, tuple(stacked.SIZES))
-        digits = load("mnist", whole, data_dir)
-        digits = _read_whole(digits) if isinstance(digits, StreamedDataset) else digits
-        dataset = stacked.stacked(name, digits, stacked.SIZES[whole])
-    elif kind == "folder" and path:
-        dataset = images.folder(where, whole, image_size)
-    elif kind == "npz" and path:
-        dataset = arrays.npz(where, whole)
-    elif kind == "idx" and path:
-        dataset = arrays.idx(where, whole)
-    else:
-        dataset = catalogue.load(name, whole, data_dir, image_size)
-        if dataset is None:
-            raise _unknown(name)
+    dataset = _split(name, whole, data_dir, image_size)
     dataset = take(dataset, split, part(len(dataset)))
     if isinstance(dataset, StreamedDataset):
         return dataset if len(dataset) * math.prod(dataset.shape) > WHOLE_LIMIT else _read_whole(dataset)
     return dataset if image_size is None else images.resized(dataset, image_size)
 
 
+def _split(name: str, split: str, data_dir: str | Path | None, image_size: int | None) -> Any:
+    """A split of a data set, or a part of its training split if it has no validation split."""
+    if split not in (VALIDATION, REST):
+        return _own_split(name, split, data_dir, image_size)
+    try:
+        validation = _own_split(name, VALIDATION, data_dir, image_size)
+    except NoSplit:
+        train = _own_split(name, "train", data_dir, image_size)
+        return take(train, split, np.flatnonzero(validation_rows(len(train)) == (split == VALIDATION)))
+    return validation if split == VALIDATION else _own_split(name, "train", data_dir, image_size)
+
+
+def validation_rows(size: int) -> np.ndarray:
+    """A fixed choice of a tenth of a training split of `size` examples, at least one: (size,) bool."""
+    # RandomState, because NumPy keeps its streams from version to version and its Generator's not.
+    chosen = np.zeros(size, bool)
+    chosen[np.random.RandomState(2).permutation(size)[: max(1, round(size / 10))]] = True
+    return chosen
+
+
+def _own_split(
+    name: str, split: str, data_dir: str | Path | None, image_size: int | None
+) -> Dataset | StreamedDataset:
+    """A split that the data set has of its own; its pictures may still have another size."""
+    kind, _, path = name.partition(":")
+    where = Path(path).expanduser()
+    if name in built_in():
+        check_split(name, split, ("train", "test"))
+        return built_in()[name](split)
+    if name == "stacked_mnist":
+        check_split(name, split, tuple(stacked.SIZES))
+        digits = load("mnist", split, data_dir)
+        digits = _read_whole(digits) if isinstance(digits, StreamedDataset) else digits
+        return stacked.stacked(name, digits, stacked.SIZES[split])
+    if kind == "folder" and path:
+        return folders.folder(where, split, image_size)
+    if kind == "npz" and path:
+        return arrays.npz(where, split)
+    if kind == "idx" and path:
+        return arrays.idx(where, split)
+    found = catalogue.load(name, split, data_dir, image_size)
+    if found is None:
+        raise _unknown(name)
+    return found
+
+
 def parse_split(split: str) -> tuple[str, Callable[[int], slice]]:
     """The name of the split, and a function from its number of examples to the requested slice."""
-    match = re.fullmatch(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
+    match = re.fullmatch(r"([\w-]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
     if not match:
         raise DataError(f"split {split!r} is not understood: write train, train[:50000] or train[90%:]")
     whole, start, stop = match.groups()

@@ -7,13 +7,16 @@ import gc
 import logging
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxgen import values
+from jaxgen.data.dataset import one_line
 from jaxgen.run import directory
 from jaxgen.run.directory import RunError
 from jaxgen.run.seeds import Seeds
@@ -21,6 +24,12 @@ from jaxgen.types import Family
 
 KEEP = 3
 """How many of the latest checkpoints a run directory keeps."""
+
+UNREADABLE = ("\\", "**")
+"""What no path of a run that was moved can contain; see `directory.WILDCARDS` for one that is written."""
+
+NO_DAMAGE = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "Permission denied", "Too many open files")
+"""Words of errors on reading that are no fault of the checkpoint."""
 
 
 def open_writer(run_dir: Path) -> Any:
@@ -56,13 +65,23 @@ def restore(run_dir: Path, like: Any, step: int | None = None) -> Any:
         step: the checkpoint to read.
 
     Raises:
-        RunError: `step` is missing or damaged, or no checkpoint is intact.
+        RunError: `step` is missing or damaged, no checkpoint is intact, or an intact one cannot be read,
+            being of another config, version or floating-point type, or for lack of access or memory.
     """
     available = steps(run_dir)
+    if available:
+        directory.check_path(run_dir, UNREADABLE)
     if step is not None and step not in available:
         raise RunError(f"{run_dir} has no checkpoint {step}; it has {available or 'none'}")
     for candidate in reversed(available) if step is None else [step]:
-        state = _read(run_dir / "checkpoints" / str(candidate), like)
+        folder = run_dir / "checkpoints" / str(candidate)
+        different = _differences(folder, like)
+        if different:
+            raise RunError(
+                f"checkpoint {candidate} of {run_dir} is of another config or version of its family:"
+                f" {different}"
+            )
+        state = _read(folder, like)
         if state is not None:
             return state
         if step is not None:
@@ -75,16 +94,63 @@ def restore(run_dir: Path, like: Any, step: int | None = None) -> Any:
 
 
 def _read(path: Path, like: Any) -> Any:
-    """The state in a checkpoint, or None if it is damaged; Orbax raises many types of exceptions then."""
+    """The state in a checkpoint, or None if it is damaged."""
     import orbax.checkpoint.experimental.v1 as ocp
 
+    return _or_none(path, lambda: ocp.load(path, like))
+
+
+def _differences(path: Path, like: Any) -> str:
+    """How the arrays that a checkpoint says it has differ from those of `like`; "" if it is damaged.
+
+    Two differences are named, and the number of others.
+    """
+    import orbax.checkpoint.experimental.v1 as ocp
+
+    described = _or_none(path, lambda: _arrays(ocp.metadata(path).metadata))
+    if not described:
+        return ""
+    wanted = _arrays(jax.tree.map(_raw, like))
+    names = [
+        name for name in sorted(described.keys() | wanted.keys()) if described.get(name) != wanted.get(name)
+    ]
+    lines = [
+        f"{name} is {described.get(name, 'absent')} there and {wanted.get(name, 'absent')} here"
+        for name in names
+    ]
+    return "; ".join(lines[:2] + [f"and {len(lines) - 2} more"] * (len(lines) > 2))
+
+
+def _arrays(tree: Any) -> dict[str, str]:
+    """{place in the tree: type and shape} of all arrays."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype} {tuple(leaf.shape)}"
+        for path, leaf in leaves
+    }
+
+
+def _raw(leaf: Any) -> Any:
+    """A leaf as it is written: a key is an array of integers."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.eval_shape(jax.random.key_data, leaf)
+    return leaf
+
+
+def _or_none(path: Path, read: Callable[[], Any]) -> Any:
+    """What `read()` returns, or None if a checkpoint is damaged; Orbax raises many types of exceptions then.
+
+    Raises RunError if there is no access to the checkpoint, or not enough memory for it.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.ERROR)
         try:
-            return ocp.load(path, like)
-        except Exception:
-            pass
+            return read()
+        except Exception as error:
+            intact = any(word in str(error) for word in NO_DAMAGE)
+            if intact or isinstance(error, PermissionError | MemoryError):
+                raise RunError(f"checkpoint {path} cannot be read: {one_line(error)}") from None
         finally:
             logging.disable(logging.NOTSET)
         gc.collect()  # a failed read leaves coroutines that would warn of themselves later
@@ -111,7 +177,7 @@ def load(run_dir: str | Path, step: int | None = None, cfg: Any = None) -> tuple
         cfg: the config, needed only if it held networks or optimizers of your own.
 
     Raises:
-        RunError: there is no such run, checkpoint or family.
+        RunError: there is no such run, checkpoint or family, or `cfg` is not that of the run.
     """
     run_dir = directory.resolve(run_dir)
     name, _, count = directory.read_description(run_dir)["family"].partition(" x ")
@@ -123,6 +189,8 @@ def load(run_dir: str | Path, step: int | None = None, cfg: Any = None) -> tuple
         raise RunError(f"{run_dir} names {name}, which is no family")
     family = Seeds(family, int(count)) if count else family
     cfg = directory.read_config(family, run_dir) if cfg is None else cfg
+    if not isinstance(cfg, family.Config):
+        raise RunError(f"{run_dir} is of the family {name}: cfg must be its Config, not {type(cfg).__name__}")
     state = restore(run_dir, abstract_state(family, cfg), step)
     if state is None:
         raise RunError(f"{run_dir} has no checkpoint yet")

@@ -23,9 +23,20 @@ class RunError(ValueError):
     """A run directory that cannot be used: it is missing, damaged, unwritable, or holds another run."""
 
 
+WILDCARDS = ("*", "?", "[", "\\")
+"""What a path of a run cannot contain: Orbax looks for the files that it has written by patterns."""
+
+
 def resolve(run_dir: str | Path) -> Path:
     """The absolute path of a run directory, `~` expanded."""
     return Path(run_dir).expanduser().resolve()
+
+
+def check_path(run_dir: Path, wildcards: tuple[str, ...] = WILDCARDS) -> None:
+    """Raises RunError if an absolute path of a run contains characters that checkpoints cannot be under."""
+    found = [mark for mark in wildcards if mark in str(run_dir)]
+    if found:
+        raise RunError(f"checkpoints cannot be kept in {run_dir}: choose a path without {' '.join(found)}")
 
 
 def describe(family: Any, cfg: Any, **facts: Any) -> dict[str, Any]:
@@ -56,9 +67,11 @@ def versions() -> dict[str, str]:
 def prepare(run_dir: str | Path, description: dict[str, Any]) -> Path:
     """Make the directory, with `description` as its config.json, or check that it holds the same run.
 
-    Raises RunError if it cannot be written, or holds a run that `description` does not continue.
+    Raises RunError if it cannot be written, has a path under which checkpoints cannot be read again, or holds
+    a run that `description` does not continue.
     """
     run_dir = resolve(run_dir)
+    check_path(run_dir)
     try:
         for name in ("checkpoints", "samples"):
             (run_dir / name).mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ many steps are a loop whose length is a run-time value. One compiled program the
 the result does not depend on where a dispatch ends, and the length can be adapted to the measured time.
 """
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxgen import data
+from jaxgen import data, values
 from jaxgen.run import shard
 from jaxgen.types import Family, Metrics
 
@@ -24,6 +25,9 @@ Batches = data.DeviceBatches | data.StreamedBatches
 
 CHUNK_SECONDS = 0.5
 """How long one dispatch takes by default: long compared with its overhead, short enough for Ctrl-C."""
+
+STEADYING = ("regularization", "shrinkage", "smoothing", "variance_smoothing", "prior", "transition_prior")
+"""Options of families without an optimizer that keep their estimates finite the larger they are."""
 
 
 class Totals(NamedTuple):
@@ -71,7 +75,7 @@ def _resident(family, cfg, batches, mesh, shardings, chunk):
         nonlocal count, compiled
         done, since = min(count, until - step), time.perf_counter()
         state, totals = many(state, totals, batches, jnp.int32(done))
-        check(totals)
+        check(totals, cfg)
         if compiled and not chunk:
             count = max(1, int(CHUNK_SECONDS * done / (time.perf_counter() - since)))
         compiled = True
@@ -110,15 +114,34 @@ def zeros(family: Family, cfg: Any, state: Any, batches: Batches, mesh: Mesh) ->
     shapes = jax.eval_shape(
         lambda s: family.train_step(s, jax.tree.map(jnp.asarray, dict(batches(0))), cfg)[1], state
     )
-    metrics = jax.tree.map(lambda m: jnp.zeros(m.shape, jnp.float32), shapes)
+    metrics = jax.tree.map(lambda m: jnp.zeros(m.shape, jnp.promote_types(m.dtype, jnp.float32)), shapes)
     return shard.replicate(Totals(metrics, jnp.int32(-1)), mesh)
 
 
-def check(totals: Totals) -> None:
+def check(totals: Totals, cfg: Any) -> None:
     """Raises FloatingPointError, naming metric and step, if one was not finite; waits for the device."""
     bad_step = int(totals.bad_step)
     if bad_step >= 0:
         names = [name for name, total in totals.metrics.items() if not np.isfinite(total)]
         raise FloatingPointError(
-            f"{', '.join(names)} became NaN or infinite at step {bad_step}: try a smaller step size"
+            f"{', '.join(names)} became NaN or infinite at step {bad_step}: {advice(cfg)}"
         )
+
+
+def advice(cfg: Any) -> str:
+    """What may help a model of this Config whose numbers became NaN: of an optimizer, a smaller step size."""
+    names = _option_names(cfg)
+    if any(word in name for name in names for word in ("optimizer", "learning_rate", "step_size")):
+        return "try a smaller step size"
+    found = " or ".join(f"a larger {name}" for name in STEADYING if name in names)
+    return f"look for extreme or constant values in the data{f', or try {found}' if found else ''}"
+
+
+def _option_names(part: Any) -> set[str]:
+    """The names of the options of a Config and of its parts."""
+    if isinstance(part, tuple | list):
+        return set().union(*map(_option_names, part))
+    if not dataclasses.is_dataclass(part):
+        return set()
+    names = {field.name for field in values.options(part)}
+    return names.union(*(_option_names(getattr(part, name)) for name in names))

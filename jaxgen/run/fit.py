@@ -78,10 +78,11 @@ def fit(
     if min(steps, log_every) < 1 or (chunk is not None and chunk < 1):
         raise ValueError("steps, log_every and chunk must be at least 1")
     mesh = shard.mesh() if mesh is None else mesh
+    shard.check_threads(mesh)
     shard.check_batch_size(batch_size, mesh)
     shardings = shard.state_shardings(checkpoint.abstract_state(family, cfg), mesh)
     init_key, data_key, sample_key = jax.random.split(key, 3)
-    batches = data.batches(dataset, batch_size, seed=int(jax.random.bits(data_key)))
+    batches = data.batches(dataset, batch_size, seed=int(jax.random.bits(data_key, dtype=jnp.uint32)))
     identity = {
         "data": dataset.name,
         "split": dataset.split,
@@ -129,7 +130,7 @@ def fit(
                 state, totals, done = advance(state, totals, step, until)
                 step, counted = step + done, counted + done
                 bar.update(done)
-            dispatch.check(totals)
+            dispatch.check(totals, cfg)
             if step % log_every == 0 or step == steps:
                 metrics = {name: float(total) / counted for name, total in totals.metrics.items()}
                 rate = counted / (time.perf_counter() - since)
@@ -145,7 +146,7 @@ def fit(
                     plot.save_samples(folder / "samples" / f"{step}.png", samples)
             stopping = _agree(stop)
             if folder and (stopping or step == steps or (save_every and step % save_every == 0)):
-                _check_state(state, step)
+                _check_state(state, step, cfg)
                 checkpoint.save(writer, step, state)
             if stop is not None and stopping:
                 stop.leave(f"stopped after step {step}, saved in {folder}; the same command continues")
@@ -165,10 +166,12 @@ def _started(state, start, shardings):
     return state._replace(**jax.tree.map(jnp.copy, placed))
 
 
-def _check_state(state, step):
+def _check_state(state, step, cfg):
     floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
     if any(_has_nan(x) for x in floats):
-        raise FloatingPointError(f"the state holds NaN after step {step}: not saved; try a smaller step size")
+        raise FloatingPointError(
+            f"the state holds NaN after step {step} and was not saved: {dispatch.advice(cfg)}"
+        )
 
 
 @jax.jit

@@ -12,6 +12,7 @@ because the step is a function of the global batch.
 
 import math
 import os
+import re
 from typing import Any
 
 import jax
@@ -23,6 +24,56 @@ REPLICATED = PartitionSpec()
 
 SMALLEST_SHARDED = 2**12
 """Arrays with fewer elements are replicated: splitting them costs more than it saves."""
+
+THREADS = 32
+"""Threads of the CPU backend where virtual devices are asked for, at least four for each of them."""
+
+
+def provide_threads() -> None:
+    """Give virtual CPU devices more threads than there are devices, unless JAX has started or NPROC is set.
+
+    By default there is one thread per core. Devices that wait for each other in a collective hold one each,
+    and if none is left for the work that they wait for, they wait for ever. XLA reads the number of threads
+    from NPROC when the backend starts. `import jaxgen` calls this, and `mesh` does so again.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    asked = [int(n) for n in re.findall(r"--xla_force_host_platform_device_count=(\d+)", flags)[-1:]]
+    number = max([*asked, _num_cpu_devices()])
+    if number >= _num_cores() and number > 1 and "NPROC" not in os.environ and not _has_started():
+        os.environ["NPROC"] = str(max(THREADS, 4 * number))
+
+
+def check_threads(mesh: Mesh) -> None:
+    """Raises ValueError if the virtual CPU devices of a mesh could wait for each other for ever."""
+    here = [d for d in mesh.devices.flat if d.process_index == jax.process_index() and d.platform == "cpu"]
+    nproc = os.environ.get("NPROC", "")
+    threads = max(int(nproc) if nproc.isdigit() else _num_cores(), jax.local_device_count())
+    if len(here) > 1 and threads <= len(here):
+        raise ValueError(
+            f"{len(here)} virtual devices on {threads} threads can wait for each other for ever: import"
+            f" jaxgen before the first use of JAX, or start Python with NPROC={max(THREADS, 4 * len(here))}"
+            " in the environment"
+        )
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _num_cpu_devices() -> int:
+    """What the option of JAX asks for; -1 for none."""
+    return jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
+
+
+def _has_started() -> bool:
+    """Whether the backends of JAX are initialised: from then on this option can no longer be changed."""
+    current = _num_cpu_devices()
+    try:
+        jax.config.update("jax_num_cpu_devices", current + 1)
+    except RuntimeError:
+        return True
+    jax.config.update("jax_num_cpu_devices", current)
+    return False
 
 
 def initialize() -> None:
@@ -49,8 +100,10 @@ def mesh(data: int = -1, fsdp: int = 1) -> Mesh:
 
     `data` = -1 stands for the number of devices divided by `fsdp`. A smaller grid uses the first devices.
 
-    Raises ValueError if there are not as many devices as the sizes ask for.
+    Raises ValueError if there are not as many devices as the sizes ask for, or virtual devices have too few
+    threads.
     """
+    provide_threads()
     devices = jax.devices()
     if data == -1:
         if len(devices) % fsdp:
@@ -59,7 +112,9 @@ def mesh(data: int = -1, fsdp: int = 1) -> Mesh:
     if data * fsdp > len(devices):
         raise ValueError(f"a {data} x {fsdp} mesh needs {data * fsdp} devices, there are {len(devices)}")
     axis_types = (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types, devices=devices[: data * fsdp])
+    made = jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types, devices=devices[: data * fsdp])
+    check_threads(made)
+    return made
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:

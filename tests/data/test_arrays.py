@@ -137,7 +137,8 @@ def test_npz_points(tmp_path):
         ({}, "its arrays are none"),
         ({"x": IMAGES / 255}, "must be integers 0 .. 255, not float64"),
         ({"x": IMAGES.astype(int) * 2}, "must be integers 0 .. 255"),
-        ({"x": IMAGES.reshape(50, 1, 5, 6)}, r"C <= 4"),
+        ({"x": IMAGES.reshape(50, 1, 6, 5)}, r"is \(50, 1, 6, 5\), and .* transpose it to \(50, 6, 5, 1\)"),
+        ({"x": IMAGES.reshape(50, 2, 3, 5)}, r"C <= 4"),
         ({"x": IMAGES, "test": LABELS}, r"'test' must be \(50,\) bool, not uint8"),
         ({"x": IMAGES, "y": LABELS[:49]}, "different lengths"),
         ({"x": IMAGES, "y": LABELS / 2}, r"'label' must be \(N,\) integers"),
@@ -171,3 +172,13 @@ def test_any_damage_to_npz_archives_is_named(tmp_path):
     np.save(tmp_path / "a.npy", IMAGES)
     with pytest.raises(data.DataError, match=r"a\.npy cannot be read as an npz"):
         data.load(f"npz:{tmp_path}/a.npy")
+
+
+def test_validation_of_files(idx, tmp_path):
+    np.savez(tmp_path / "a.npz", x=IMAGES, y=LABELS)
+    np.savez(tmp_path / "k.npz", x_train=IMAGES[:40], x_test=IMAGES[40:])
+    for name in (f"npz:{tmp_path}/a.npz", f"npz:{tmp_path}/k.npz", f"idx:{idx}"):
+        train, validation, rest = (data.load(name, s) for s in ("train", "validation", "train-validation"))
+        assert len(validation) == 4
+        found = np.concatenate([validation.arrays["image"], rest.arrays["image"]])
+        assert sorted(map(bytes, found)) == sorted(map(bytes, train.arrays["image"]))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxgen import data
+from jaxgen.data import sources
 from jaxgen.data.points import GRID_STD, RING_STD
 
 
@@ -174,3 +175,29 @@ def test_importing_the_package_is_light():
         ).stdout.strip()
         == ""
     )
+
+
+@pytest.mark.parametrize("name", ["digits", "ring", "weather"])
+def test_validation_is_a_fixed_tenth_of_the_training_split(name):
+    train, validation, rest = (
+        data.load(name, split) for split in ("train", "validation", "train-validation")
+    )
+    assert len(validation) == round(len(train) / 10)
+    assert (validation.split, rest.split) == ("validation", "train-validation")
+    assert validation.num_classes == rest.num_classes == train.num_classes
+    key = "x" if name == "ring" else next(iter(train.arrays))
+    for dataset in (validation, rest):
+        # In the order of the training split, of which both are parts.
+        places = np.flatnonzero(sources.validation_rows(len(train)) == (dataset is validation))
+        np.testing.assert_array_equal(dataset.arrays[key], train.arrays[key][places])
+    assert len(validation) + len(rest) == len(train)
+    np.testing.assert_array_equal(data.load(name, "validation[:5]").arrays[key], validation.arrays[key][:5])
+    assert len(data.load(name, "train-validation[90%:]")) == pytest.approx(len(rest) / 10, abs=1)
+
+
+def test_validation_is_spread_over_the_training_split():
+    chosen = np.flatnonzero(sources.validation_rows(1000))
+    assert len(chosen) == 100
+    assert np.abs(np.quantile(chosen, [0.25, 0.5, 0.75]) - [250, 500, 750]).max() < 100
+    assert sources.validation_rows(3).sum() == 1
+    np.testing.assert_array_equal(sources.validation_rows(1000), sources.validation_rows(1000))

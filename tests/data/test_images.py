@@ -69,6 +69,24 @@ def test_streamed_and_whole_hold_the_same(pictures, monkeypatch):
     np.testing.assert_array_equal(np.sort(epoch, 0), np.sort(whole[:]["image"], 0))
 
 
+def test_validation_of_a_folder_streamed_or_whole(pictures, monkeypatch):
+    splits = ("train", "validation", "train-validation")
+    train, validation, rest = (data.load(f"folder:{pictures}", split) for split in splits)
+    assert len(validation) == 2
+    assert sorted([*numbers(validation), *numbers(rest)]) == sorted(numbers(train))
+    monkeypatch.setattr(sources, "WHOLE_LIMIT", 0)
+    streamed = data.load(f"folder:{pictures}", "validation")
+    assert isinstance(streamed, data.StreamedDataset)
+    np.testing.assert_array_equal(streamed[:]["image"], validation[:]["image"])
+
+
+def test_validation_of_a_folder_that_has_it_is_its_own(tmp_path):
+    fill(tmp_path, "train/a", "train/b")
+    fill(tmp_path, "val/a", count=3)
+    sizes = [len(data.load(f"folder:{tmp_path}", s)) for s in ("train", "validation", "train-validation")]
+    assert sizes == [10, 3, 10]
+
+
 def test_train_and_test_folders_are_the_splits(tmp_path):
     for split, count in (("train", 5), ("test", 2)):
         for label in ("a", "b") if split == "train" else ("b",):
@@ -133,6 +151,110 @@ def test_depths_transparency_and_orientation(tmp_path):
     assert (image[:, 9:] > 245).all()
 
 
+def pixels_of(folder):
+    """The first picture of a folder."""
+    return data.load(f"folder:{folder}").arrays["image"][0]
+
+
+def test_32_bit_and_floating_point_pictures_are_scaled_or_refused(tmp_path):
+    ramp = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
+    save(tmp_path / "a" / "train" / "0.tiff", ramp)
+    np.testing.assert_array_equal(pixels_of(tmp_path / "a")[..., 0], np.round(255 * ramp))
+    save(tmp_path / "b" / "train" / "0.tiff", 255 * ramp)
+    with pytest.raises(
+        data.DataError, match=r"0\.tiff .*values are 0 \.\. 255; floating-point ones must be in 0"
+    ):
+        pixels_of(tmp_path / "b")
+    save(tmp_path / "c" / "train" / "0.tiff", np.full((4, 4), np.nan, np.float32))
+    with pytest.raises(data.DataError, match="values are nan"):
+        pixels_of(tmp_path / "c")
+    save(tmp_path / "d" / "train" / "0.tiff", np.full((4, 4), 200, np.int32))
+    with pytest.raises(data.DataError, match=r"0\.tiff .*save it with 8 or 16 bits"):
+        pixels_of(tmp_path / "d")
+    save(tmp_path / "e" / "train" / "0.tiff", np.full((4, 4), 200 * 256, np.uint16))
+    assert (pixels_of(tmp_path / "e") == 200).all()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr", "I;16"])
+def test_every_mode_is_decoded(tmp_path, mode):
+    gray = mode in ("1", "L", "LA", "I;16")
+    wanted = np.zeros((4, 4, 3), np.uint8) if gray else np.full((4, 4, 3), (255, 0, 0), np.uint8)
+    wanted[:2] = 255
+    image = Image.fromarray(wanted)
+    image = Image.fromarray(wanted[..., 0] * np.uint16(257)) if mode == "I;16" else image.convert(mode)
+    assert image.mode == mode
+    (tmp_path / "train").mkdir()
+    image.save(tmp_path / "train" / ("0.tiff" if mode in ("CMYK", "YCbCr", "PA") else "0.png"))
+    found = pixels_of(tmp_path)
+    assert found.shape == (4, 4, 1 if gray else 3)
+    np.testing.assert_allclose(found.astype(int), wanted[..., : found.shape[-1]], atol=2)
+
+
+def test_a_palette_of_greys_is_gray(tmp_path):
+    image = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4), "P")
+    image.putpalette([level for index in range(16) for level in (255 - index,) * 3])
+    (tmp_path / "train").mkdir()
+    image.save(tmp_path / "train" / "0.png")
+    np.testing.assert_array_equal(pixels_of(tmp_path).ravel(), 255 - np.arange(16))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "webp"])
+@pytest.mark.parametrize("late", [False, True])
+def test_pictures_of_every_format_are_turned_upright(tmp_path, suffix, late):
+    turned = np.zeros((16, 8), np.uint8)
+    turned[:8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = tmp_path / "train" / f"0.{suffix}"
+    save(file, turned, exif=exif)
+    if late and suffix == "png":
+        content = file.read_bytes()
+        start = content.index(b"eXIf") - 4
+        end = start + 12 + int.from_bytes(content[start : start + 4])
+        file.write_bytes(content[:start] + content[end:-12] + content[start:end] + content[-12:])
+    image = pixels_of(tmp_path)[..., 0]
+    assert image.shape == (8, 16)
+    assert image[:, :7].max() < 30 < 225 < image[:, 9:].min()
+
+
+def fill(folder, *names, count=5):
+    for name in names:
+        for i in range(count):
+            save(folder / name / f"{i}.png", np.full((4, 4), 50 * i, np.uint8))
+
+
+def test_classes_called_like_splits_are_refused(tmp_path):
+    fill(tmp_path, "bus", "car", "train")
+    with pytest.raises(data.DataError, match="has train beside bus, car: if these are classes, rename"):
+        data.load(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize(("first", "second"), [("Train", "Test"), ("training", "TESTING"), ("train", "val")])
+def test_splits_are_known_by_their_usual_names(tmp_path, first, second):
+    fill(tmp_path, f"{first}/a", f"{first}/b", f"{second}/a")
+    train = data.load(f"folder:{tmp_path}")
+    other = data.load(f"folder:{tmp_path}", "validation" if second == "val" else "test")
+    assert (len(train), train.label_names) == (10, ("a", "b"))
+    assert (len(other), other.label_names) == (5, ("a", "b"))
+    assert len(data.load(f"folder:{tmp_path}", second)) == 5
+
+
+def test_other_splits_may_stand_beside_train(tmp_path):
+    fill(tmp_path, "train/a", "train/b", "test/a", "extra/b")
+    assert len(data.load(f"folder:{tmp_path}", "extra")) == 5
+    with pytest.raises(data.DataError, match="no split 'more': its splits are extra, test, train"):
+        data.load(f"folder:{tmp_path}", "more")
+    fill(tmp_path, "Training/c")
+    with pytest.raises(data.DataError, match=r"two folders of one split: .*Training.*train"):
+        data.load(f"folder:{tmp_path}")
+
+
+def test_hidden_folders_hold_no_pictures(tmp_path):
+    fill(tmp_path, "cat", "cat/.ipynb_checkpoints", "cat/inner", "dog", ".trash", count=3)
+    sizes = [len(data.load(f"folder:{tmp_path}", split)) for split in ("train", "test")]
+    assert sum(sizes) == 9
+
+
 def test_sizes_must_agree_or_be_asked_for(tmp_path):
     ramp = np.tile(np.arange(0, 240, 2, dtype=np.uint8), (40, 1))
     for i, image in enumerate(
@@ -161,6 +283,26 @@ def test_image_size_serves_arrays_too():
     for name, size, message in (("ring", 8, "no 8-bit pictures"), ("digits", 0, "at least 1 pixel")):
         with pytest.raises(data.DataError, match=message):
             data.load(name, image_size=size)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_channels_are_resized_one_by_one(tmp_path, channels):
+    """And not weighted by the last as if it were transparency."""
+    image = np.full((10, 4, 4, channels), 200, np.uint8)
+    image[:, :, :2, -1] = 0
+    np.savez(tmp_path / "a.npz", image=image)
+    large = data.load(f"npz:{tmp_path}/a.npz", image_size=8)
+    assert large.shape == (8, 8, channels)
+    assert (large.arrays["image"][..., :-1] == 200).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_channels_come_last(dtype):
+    with pytest.raises(
+        data.DataError, match=r"is \(5, 3, 32, 32\), and channels come last: .* \(5, 32, 32, 3\)"
+    ):
+        data.Dataset("mine", "train", {"image": np.zeros((5, 3, 32, 32), dtype)})
+    assert data.Dataset("mine", "train", {"image": np.zeros((5, 4, 4, 16), dtype)}).shape == (4, 4, 16)
 
 
 def test_bad_folders_are_one_line(tmp_path):

@@ -1,5 +1,7 @@
 """The loop: what it logs, what it keeps, and that nothing that interrupts it changes the result."""
 
+import dataclasses
+import functools
 import os
 import signal
 import socket
@@ -8,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +22,14 @@ from jaxgen import data, shard
 from jaxgen.autoencoder import vae
 from jaxgen.autoencoder.likelihoods import Gaussian
 from jaxgen.autoencoder.networks import DenseEncoder
-from jaxgen.run import checkpoint, directory
+from jaxgen.classical import gmm
+from jaxgen.classical.emissions import Symbols
+from jaxgen.run import checkpoint, directory, dispatch
 from tests import line
 
 ROOT = Path(__file__).parents[2]
 KEY = jax.random.key(0)
+MESH = shard.mesh(1)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +41,7 @@ def fit(dataset, steps, cfg=None, **options):
     options = {
         "key": KEY,
         "batch_size": 16,
-        "mesh": shard.mesh(1),
+        "mesh": MESH,
         "sample_every": 0,
         "save_every": 0,
         **options,
@@ -218,6 +224,128 @@ def test_with_no_whole_checkpoint_nothing_is_overwritten(ring, tmp_path):
     ):
         fit(ring, 8, run_dir=tmp_path)
     assert checkpoint.steps(tmp_path) == [5]
+
+
+@pytest.mark.parametrize("name", ["sweep [v1]", "back\\slash", "a**b", "what?"])
+def test_a_path_that_checkpoints_cannot_be_under_is_refused_before_the_first_step(ring, tmp_path, name):
+    with pytest.raises(jaxgen.RunError, match=r"checkpoints cannot be kept in .*: choose a path without"):
+        fit(ring, 3, run_dir=tmp_path / name / "run")
+    assert not (tmp_path / name).exists()
+
+
+def test_a_run_that_was_moved_is_loaded_or_refused(ring, tmp_path):
+    fit(ring, 3, run_dir=tmp_path / "run")
+    assert int(jaxgen.load((tmp_path / "run").rename(tmp_path / "run [v1]"))[2].step) == 3
+    with pytest.raises(jaxgen.RunError, match="choose a path without"):
+        jaxgen.load((tmp_path / "run [v1]").rename(tmp_path / "a**b"))
+
+
+class OtherState(NamedTuple):
+    step: jax.Array
+    key: jax.Array
+    params: jax.Array
+    momentum: jax.Array
+
+
+def other_version(key, cfg, batch=None):
+    return OtherState(*START(key, cfg), jnp.zeros(cfg.shape))
+
+
+def other_type(key, cfg, batch=None):
+    state = START(key, cfg)
+    return state._replace(params=state.params.astype(jnp.bfloat16))
+
+
+START = line.init
+
+
+@pytest.mark.parametrize(
+    ("init", "cfg", "named"),
+    [
+        (START, line.Config(shape=(3,)), r"params is float32 \(2,\) there and float32 \(3,\) here"),
+        (other_version, None, r"momentum is absent there and float32 \(2,\) here"),
+        (other_type, None, r"params is float32 \(2,\) there and bfloat16 \(2,\) here"),
+    ],
+)
+def test_a_checkpoint_of_another_config_or_version_is_not_called_damaged(
+    ring, tmp_path, monkeypatch, init, cfg, named
+):
+    fit(ring, 6, run_dir=tmp_path, save_every=3)
+    monkeypatch.setattr(line, "init", init)
+    with pytest.raises(jaxgen.RunError, match=f"checkpoint 6 of .* is of another config or version.*{named}"):
+        jaxgen.load(tmp_path, cfg=cfg)
+    if cfg is None:
+        with pytest.raises(jaxgen.RunError, match=named):
+            fit(ring, 9, run_dir=tmp_path)
+    assert checkpoint.steps(tmp_path) == [3, 6]
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_a_config_of_another_family_is_refused(ring, tmp_path):
+    fit(ring, 3, run_dir=tmp_path)
+    with pytest.raises(jaxgen.RunError, match=r"family tests\.line: cfg must be its Config, not dict"):
+        jaxgen.load(tmp_path, cfg={})
+
+
+def test_a_checkpoint_without_access_or_memory_is_not_called_damaged(ring, tmp_path, monkeypatch):
+    import orbax.checkpoint.experimental.v1 as ocp
+
+    fit(ring, 3, run_dir=tmp_path)
+    for error in (PermissionError(13, "Permission denied"), RuntimeError("RESOURCE_EXHAUSTED: 1 TiB\nmore")):
+        monkeypatch.setattr(ocp, "load", functools.partial(_raise, error))
+        with pytest.raises(jaxgen.RunError, match=r"3 cannot be read: .*(denied|1 TiB)") as raised:
+            fit(ring, 6, run_dir=tmp_path)
+        assert "\n" not in str(raised.value)
+    assert checkpoint.steps(tmp_path) == [3]
+
+
+def _raise(error, *_):
+    raise error
+
+
+def test_numpy_numbers_in_a_config_are_loaded_and_resumed(ring, tmp_path):
+    cfg = line.Config(shape=(np.int64(2),), learning_rate=np.float32(0.05), bad_step=np.int16(-1))
+    fit(ring, 3, cfg, run_dir=tmp_path)
+    loaded = jaxgen.load(tmp_path)[1]
+    assert loaded == cfg
+    assert type(loaded.learning_rate) is float
+    assert int(fit(ring, 3, cfg, run_dir=tmp_path).step) == 3
+
+
+@dataclasses.dataclass(frozen=True)
+class ByCounting:
+    """No optimizer, and a part with an option that steadies it."""
+
+    parts: tuple = (Symbols(),)
+    regularization: float = 0.0
+
+
+def test_advice_after_nan_fits_the_family():
+    assert dispatch.advice(vae.Config()) == dispatch.advice(line.Config()) == "try a smaller step size"
+    totals = dispatch.Totals({"nll": jnp.float32(jnp.nan)}, jnp.int32(3))
+    wanted = "step 3: look for extreme or constant values in the data, or try a larger regularization or a"
+    with pytest.raises(FloatingPointError, match=f"nll became NaN or infinite at {wanted} larger prior"):
+        dispatch.check(totals, ByCounting())
+    assert "or try a larger regularization" in dispatch.advice(gmm.Config())
+
+
+DOUBLE = """
+import jax
+jax.config.update("jax_enable_x64", True)
+import jaxgen
+from jaxgen import data, shard
+from tests import line
+state = jaxgen.fit(line, line.Config(), data.load("ring"), steps=6, batch_size=16, key=jax.random.key(0),
+                   mesh=shard.mesh(1))
+print(*state.params)
+"""
+
+
+def test_double_precision_changes_neither_the_batches_nor_the_steps(ring):
+    """A process of its own; the noise of a step has other bits."""
+    done = subprocess.run([sys.executable, "-c", DOUBLE], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose([float(x) for x in done.stdout.split()], fit(ring, 6).params, atol=0.05)
 
 
 SLOW_RUN = """

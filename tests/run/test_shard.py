@@ -1,10 +1,16 @@
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+import jaxgen
 from jaxgen import shard
+from tests import line
 
 
 def test_meshes_have_the_sizes_asked_for():
@@ -52,3 +58,75 @@ def test_initialize_leaves_a_single_machine_alone(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     shard.initialize()
     assert not jax.distributed.is_initialized()
+
+
+def test_virtual_devices_get_more_threads_than_there_are_devices(monkeypatch):
+    monkeypatch.setattr(shard, "_num_cores", lambda: 2)
+    monkeypatch.setattr(shard, "_has_started", lambda: False)
+    monkeypatch.setenv("XLA_FLAGS", "--some_flag --xla_force_host_platform_device_count=12")
+    monkeypatch.delenv("NPROC")
+    shard.provide_threads()
+    assert os.environ["NPROC"] == "48"
+    monkeypatch.setenv("NPROC", "7")
+    shard.provide_threads()
+    assert os.environ["NPROC"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("flags", "cores", "started"),
+    [("", 2, False), ("--xla_force_host_platform_device_count=2", 3, False)]
+    + [("--xla_force_host_platform_device_count=2", 2, True)],
+)
+def test_threads_are_left_alone_where_they_suffice_or_it_is_too_late(monkeypatch, flags, cores, started):
+    monkeypatch.setattr(shard, "_num_cores", lambda: cores)
+    monkeypatch.setattr(shard, "_has_started", lambda: started)
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.delenv("NPROC")
+    shard.provide_threads()
+    assert "NPROC" not in os.environ
+
+
+def test_it_is_known_that_jax_has_started():
+    jax.devices()
+    before = jax.config.jax_num_cpu_devices
+    assert shard._has_started()
+    assert jax.config.jax_num_cpu_devices == before
+
+
+@pytest.mark.parametrize("threads", ["8", ""])
+def test_a_mesh_that_could_wait_for_ever_is_refused(monkeypatch, threads):
+    whole = shard.mesh()
+    monkeypatch.setenv("NPROC", threads)
+    monkeypatch.setattr(shard, "_num_cores", lambda: 2)
+    with pytest.raises(ValueError, match=r"8 virtual devices on 8 threads .* NPROC=32"):
+        shard.mesh()
+    with pytest.raises(ValueError, match="NPROC=32"):
+        jaxgen.fit(line, line.Config(), None, steps=1, batch_size=8, key=jax.random.key(0), mesh=whole)
+    shard.mesh(data=1)
+
+
+TWO_DEVICES = """
+{first}
+import jax
+import jaxgen
+from jaxgen import data, shard
+from jaxgen.classical import gmm
+digits = data.load("digits")
+cfg = gmm.Config(shape=digits.shape, num_components=3)
+jaxgen.fit(gmm, cfg, digits, steps=5, batch_size=64, key=jax.random.key(5), mesh=shard.mesh(data=2))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["", "import jax; jax.devices()"])
+def test_a_mixture_on_two_virtual_devices_of_two_cores_trains_or_says_what_to_set(first):
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment.pop("NPROC")
+    command = [sys.executable, "-c", TWO_DEVICES.format(first=first)]
+    if hasattr(os, "sched_setaffinity"):
+        command[2] = f"import os; os.sched_setaffinity(0, {{0, 1}} & os.sched_getaffinity(0))\n{command[2]}"
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    if first:
+        assert "or start Python with NPROC=32" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
