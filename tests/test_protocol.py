@@ -323,6 +323,19 @@ def test_checkpoints_move_between_device_counts(case, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_double_precision(name):
+    """The loop, its dispatches and the sampler under jax_enable_x64; the State keeps the types of `init`."""
+    with jax.enable_x64(True):
+        case = make_case.__wrapped__(name)
+        after = case.fit(3, chunk=2)
+        chex.assert_trees_all_equal_shapes_and_dtypes(after, case.state)
+        sample = case.family.sample(jax.random.key(4), after, 2, case.cfg)
+        assert sample.shape == (2, *case.dataset.shape)
+        assert np.isfinite(sample).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_training_helps_on_real_data(name):
     case = make_case(name, "TRAINED")
     rows = []

@@ -32,8 +32,14 @@ def examples(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("double", [False, True], ids=["single", "double"])
 @pytest.mark.parametrize("case", CASES)
-def test_every_system_steps_and_samples(case):
+def test_every_system_steps_and_samples(case, double):
+    with jax.enable_x64(double):
+        _steps_and_samples(case)
+
+
+def _steps_and_samples(case):
     family, options = CASES[case].family, CASES[case].options
     dataset = examples(options.data)
     cfg = types.from_data(family, dataset, CASES[case].config)

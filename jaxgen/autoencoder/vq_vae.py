@@ -91,7 +91,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     if batch is None:
         bound = 1 / cfg.num_codes
         size = (cfg.num_codes, cfg.code_size)
-        codebook = jax.random.uniform(codebook_key, size, minval=-bound, maxval=bound)
+        codebook = jax.random.uniform(codebook_key, size, jnp.float32, -bound, bound)
     else:
         z = _encode(trained, observed(batch), cfg).reshape(-1, cfg.code_size)
         codebook = jax.random.choice(codebook_key, z, (cfg.num_codes,), replace=len(z) < cfg.num_codes)
@@ -100,7 +100,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
         key=step_key,
         params={**trained, "codebook": codebook},
         opt_state=values.gradient_transformation(cfg.optimizer).init(trained),
-        counts=jnp.ones(cfg.num_codes),
+        counts=jnp.ones(cfg.num_codes, jnp.float32),
         sums=jnp.copy(codebook),
         frequencies=jnp.full((math.prod(positions(cfg)), cfg.num_codes), 1 / cfg.num_codes, jnp.float32),
     )
@@ -121,10 +121,10 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     optimizer = values.gradient_transformation(cfg.optimizer)
     updates, opt_state = optimizer.update(_networks_of(grads), state.opt_state, trained)
     trained = optax.apply_updates(trained, updates)
-    used = jax.nn.one_hot(indices.reshape(len(indices), -1), cfg.num_codes)
+    used = jax.nn.one_hot(indices.reshape(len(indices), -1), cfg.num_codes, dtype=jnp.float32)
     counts, sums = update_statistics(state.counts, state.sums, z, used, cfg)
     counts, sums, revived = revive(key, counts, sums, z, cfg)
-    decay = jnp.minimum(cfg.decay, state.step / (state.step + 1))
+    decay = jnp.minimum(cfg.decay, state.step / (state.step + 1)).astype(jnp.float32)
     state = State(
         step=state.step + 1,
         key=state.key,
