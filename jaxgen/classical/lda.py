@@ -209,15 +209,16 @@ def perplexity(state: State, x: Any, cfg: Config, held_out: Any = None) -> Array
     """exp of the mean of -log p over words, ().
 
     Of the words of `held_out` given those of x, other words of the same documents, with E[theta] and E[beta];
-    without `held_out` of the words of x by `elbo`, an upper bound.
+    without `held_out` of the words of x by `elbo`, an upper bound. Of no words at all it is 1.
     """
     if held_out is None:
-        return jnp.exp(-elbo(None, state, x, cfg).sum() / documents.lengths(_counts(x, cfg)).sum())
+        total = jnp.maximum(documents.lengths(_counts(x, cfg)).sum(), 1)
+        return jnp.exp(-elbo(None, state, x, cfg).sum() / total)
     other = _counts(held_out, cfg)
     table = documents.table(topic_words(state), other)
     log_law = jnp.log(documents.mix(encode(state, x, cfg), table))
     counts = documents.counts_of(other)
-    return jnp.exp(-(counts * log_law).sum() / counts.sum())
+    return jnp.exp(-(counts * log_law).sum() / jnp.maximum(counts.sum(), 1))
 
 
 def corpus_bound(state: State, x: Any, cfg: Config) -> Array:

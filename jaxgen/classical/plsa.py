@@ -173,12 +173,14 @@ def reconstruct(state: State, x: Any, cfg: Config) -> Array:
 def perplexity(state: State, x: Any, cfg: Config, held_out: Any = None) -> Array:
     """exp of the mean of -log p(w | d) over the words of `held_out`, the documents folded in by x, ().
 
-    Without `held_out` over the words of x itself, which have been used for folding in.
+    Without `held_out` over the words of x itself, which have been used for folding in. Of no words at all it
+    is 1.
     """
     docs = _counts(x, cfg)
     mixtures = _fold_in(state.params.topics, docs, cfg)
     scored = docs if held_out is None else _counts(held_out, cfg)
-    return jnp.exp(-_log_likelihood(mixtures, state.params.topics, scored) / documents.lengths(scored).sum())
+    total = jnp.maximum(documents.lengths(scored).sum(), 1)
+    return jnp.exp(-_log_likelihood(mixtures, state.params.topics, scored) / total)
 
 
 @functools.partial(jax.jit, static_argnums=4)

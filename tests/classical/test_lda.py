@@ -172,6 +172,9 @@ def test_float32_never_fails_and_follows_float64(counts, prior):
     found = jax.jit(lambda x: (lda.encode(single, x, cfg), lda.elbo(None, single, x, cfg)))(np.float32(x))
     np.testing.assert_allclose(found[0][3], 1 / 3, rtol=1e-4)
     assert np.isfinite(found[1]).all()
+    nothing = np.zeros((1, x.shape[1]), np.float32)
+    for held_out in (None, nothing):
+        assert lda.perplexity(single, nothing, cfg, held_out) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.slow

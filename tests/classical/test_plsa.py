@@ -191,6 +191,7 @@ def test_empty_documents_and_unknown_words_do_no_harm(counts):
     state = plsa.fit(x, cfg)
     assert all(np.isfinite(leaf).all() for leaf in (state.params.topics, state.mixtures))
     assert (np.asarray(state.params.topics)[:, 3] == 0).all()
+    assert plsa.perplexity(state, np.zeros((1, 30)), cfg) == 1
     new = np.eye(30, dtype=np.float32)[[3, 3, 7]]
     new[1] = 0
     state = state._replace(step=jnp.int32(0))
