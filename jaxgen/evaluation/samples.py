@@ -9,6 +9,7 @@ Pictures go through a feature extractor, whose name is part of the metric's; poi
 and where the data have known modes these are counted. Sequences of symbols have no such distances.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +59,8 @@ def measure(
         n: most samples to draw; the test split and the training split may hold fewer.
         extractor: features of pictures, by name (`features.load`); by default the small network trained on
             this data set if there is one, else random convolutions.
-        key: of the draws and of the choice of examples; `jax.random.key(0)` by default.
+        key: of the draws, `jax.random.key(0)` by default. The choice of real examples does not depend on it,
+            so that the same data and n have the same floors.
         folder: where to leave neighbours.png, samples over the training examples nearest to them.
 
     Raises:
@@ -66,29 +68,65 @@ def measure(
     """
     if np.issubdtype(np.asarray(observed(test[:1])).dtype, np.integer):
         return {}
-    draw_key, rows_key, subsets_key = jax.random.split(jax.random.key(0) if key is None else key, 3)
-    n = min(n, len(test), len(train))
-    fake = drawn(draw_key, draw, n)
-    real = np.asarray(observed(test[_rows(jax.random.fold_in(rows_key, 0), len(test), n)]))
-    controls = [_rows(jax.random.fold_in(rows_key, 1 + index), len(train), n) for index in range(FLOOR_DRAWS)]
-    if fake.ndim != 4:
-        everything = np.asarray(observed(train[:])).reshape(len(train), -1)
-        found = _compare(real.reshape(n, -1), everything, controls, fake.reshape(n, -1), key=subsets_key)
+    against = real_data(train, test, n, extractor)
+    n = len(against.test)
+    fake = drawn(draw_key(key), draw, n)
+    of_fake = against.features(fake)
+    found = _compare(against, of_fake)
+    if against.extractor is None:
         if getattr(test, "modes", None) is not None:
-            found |= _modes(test.modes, fake, [everything[rows] for rows in controls])
-        return _metrics(found, n, "")
-    loaded = features.load(extractor or default_extractor(train), train)
-    fake = np.clip(fake, -1, 1)
-    of_real, of_train, of_fake = (features.of(loaded, x) for x in (real, train, fake))
-    found = _compare(of_real, of_train, controls, of_fake, key=subsets_key)
-    if loaded.classify is not None:
-        sets = features.probabilities(loaded, fake), features.probabilities(loaded, train)
+            found |= _modes(test.modes, of_fake, against.floors())
+        return _metrics(found, n)
+    if against.extractor.classify is not None:
+        of_classes = functools.partial(features.probabilities, against.extractor)
         score = lambda probabilities: {"classifier_score": scores.classifier_score(probabilities)[0]}
-        found |= _beside_floors(score(sets[0]), [score(sets[1][rows]) for rows in controls])
+        of_train = of_classes(train)
+        floors = [score(of_train[rows]) for rows in against.controls]
+        found |= _beside_floors(score(of_classes(np.clip(fake, -1, 1))), floors)
     if folder is not None:
-        nearest, _ = memorisation.nearest_training(of_fake[:NUM_SHOWN], of_train)
-        plot.save_pairs(folder / "neighbours.png", fake[:NUM_SHOWN], train[nearest]["image"])
-    return _metrics(found, n, f" ({loaded.name})")
+        nearest, _ = memorisation.nearest_training(of_fake[:NUM_SHOWN], against.train)
+        plot.save_pairs(folder / "neighbours.png", np.clip(fake[:NUM_SHOWN], -1, 1), train[nearest]["image"])
+    return _metrics(found, n, f" ({against.extractor.name})")
+
+
+class Real(NamedTuple):
+    """Real data that samples are compared with, the same for all models of a data set and number n."""
+
+    test: np.ndarray  # features of n test examples, (n, d)
+    train: np.ndarray  # of the whole training split, (M, d)
+    controls: list[np.ndarray]  # n rows of `train` for each draw of the floor
+    extractor: features.Extractor | None  # of pictures
+
+    def features(self, x: np.ndarray) -> np.ndarray:
+        """Of samples (N, *shape), (N, d); pixels beyond [-1, 1] are cut off."""
+        if self.extractor is None:
+            return x.reshape(len(x), -1)
+        return features.of(self.extractor, np.clip(x, -1, 1))
+
+    def floors(self) -> list[np.ndarray]:
+        """The features of the training examples of each draw of the floor."""
+        return [self.train[rows] for rows in self.controls]
+
+
+def real_data(train: Any, test: Any, n: int, extractor: str | None = None) -> Real:
+    """The arguments are as those of `measure`; its choice of examples depends on their numbers alone."""
+    n = min(n, len(test), len(train))
+    key = jax.random.split(jax.random.key(0), 3)[1]
+    chosen, *controls = (
+        _rows(jax.random.fold_in(key, index), len(dataset), n)
+        for index, dataset in enumerate((test, *[train] * FLOOR_DRAWS))
+    )
+    real = np.asarray(observed(test[chosen]))
+    if real.ndim != 4:
+        everything = np.asarray(observed(train[:]))
+        return Real(real.reshape(n, -1), everything.reshape(len(train), -1), controls, None)
+    loaded = features.load(extractor or default_extractor(train), train)
+    return Real(features.of(loaded, real), features.of(loaded, train), controls, loaded)
+
+
+def draw_key(key: Array | None) -> Array:
+    """The key of the draws, for the key given to `measure`."""
+    return jax.random.split(jax.random.key(0) if key is None else key, 3)[0]
 
 
 def default_extractor(dataset: Any) -> str:
@@ -142,21 +180,31 @@ def _rows(key: Array, available: int, n: int) -> np.ndarray:
     return np.sort(np.asarray(jax.random.permutation(key, available)[:n]))
 
 
-def _compare(real, everything, controls, fake, *, key):
-    """What each metric finds; `controls` are rows of `everything`, the training split."""
+def frechet_distances(against: Real, of_fake: np.ndarray) -> tuple[float, list[float]]:
+    """The Frechet distance of samples by their features (n, d), and those of the draws of the floor."""
+    distance, *floors = (_frechet(against.test, other) for other in (of_fake, *against.floors()))
+    return distance, floors
 
+
+def _compare(against, of_fake):
+    """What each metric finds."""
     # Subsets of all examples are all the same.
-    subsets = 1 if len(real) <= SUBSET_SIZE else 100
+    subsets = 1 if len(against.test) <= SUBSET_SIZE else 100
+    key = jax.random.split(jax.random.key(0), 3)[2]
 
     def statistics(other):
-        distance = kid.kernel_distance(real, other, subsets, SUBSET_SIZE, key)[0]
-        return {"frechet": _frechet(real, other), "kernel": distance, **prdc.prdc(real, other)}
+        distance = kid.kernel_distance(against.test, other, subsets, SUBSET_SIZE, key)[0]
+        return {
+            "frechet": _frechet(against.test, other),
+            "kernel": distance,
+            **prdc.prdc(against.test, other),
+        }
 
-    found = _beside_floors(statistics(fake), [statistics(everything[rows]) for rows in controls])
-    nearer = memorisation.closer_to_training(fake, everything, real)
+    found = _beside_floors(statistics(of_fake), [statistics(other) for other in against.floors()])
+    nearer = memorisation.closer_to_training(of_fake, against.train, against.test)
     fraction, floor = nearer["fraction"], nearer["held_out"]
     # Of a binomial fraction of half as many: nearest neighbours often come in pairs.
-    spread = math.sqrt(2 * floor * (1 - floor) / len(real))
+    spread = math.sqrt(2 * floor * (1 - floor) / len(against.test))
     return {**found, "nearer_to_training": _Found(fraction, floor, spread, "of samples")}
 
 
@@ -181,7 +229,7 @@ def _modes(known, fake, controls):
     return _beside_floors(found, floors, units)
 
 
-def _metrics(found, n, suffix):
+def _metrics(found, n, suffix=""):
     return {
         f"{name}{suffix}": metric(value, unit, n, floor, spread)
         for name, (value, floor, spread, unit) in found.items()
