@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from jaxgen import types
+from jaxgen.evaluation.metric import floor_text, value_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
@@ -95,14 +96,8 @@ def render_all(results: dict[str, dict]) -> str:
         ]
         for name, result in own.items():
             for metric, found in result["metrics"].items():
-                cells = (
-                    name,
-                    metric,
-                    f"{found['value']:.4g}",
-                    found["unit"],
-                    found["n"],
-                    _number(found["floor"]),
-                )
+                floor = floor_text(found) or "–"
+                cells = (name, metric, value_text(found), found["unit"], found["n"], floor)
                 lines.append(_row(*cells, _published(found)))
     return "\n".join(lines) + "\n"
 
@@ -118,9 +113,9 @@ def render_headlines(results: dict[str, dict]) -> str:
         key = next(key for key in result["metrics"] if key == metric or _is_default(key, metric))
         found = result["metrics"][key]
         run = f"[{result['system']}](experiments/results/{name})"
-        value = f"**{found['value']:.4g}** {found['unit']}".rstrip()
+        value = f"**{value_text(found)}** {found['unit']}".rstrip()
         minutes = f"{result['minutes']:g}"
-        cells = (run, result["data"], f"{key}, n = {found['n']}", value, _number(found["floor"]))
+        cells = (run, result["data"], f"{key}, n = {found['n']}", value, floor_text(found) or "–")
         lines.append(_row(*cells, _published(found), minutes))
     return "\n".join(lines) + "\n"
 
@@ -153,10 +148,6 @@ def _run(name):
 
 def _row(*cells):
     return "| " + " | ".join(map(str, cells)) + " |"
-
-
-def _number(value):
-    return "–" if value is None else f"{value:.4g}"
 
 
 def _published(metric):

@@ -9,7 +9,7 @@ from jax import Array
 
 from jaxgen import plot
 from jaxgen.evaluation import samples
-from jaxgen.evaluation.metric import Metric
+from jaxgen.evaluation.metric import Metric, metric
 
 COLUMNS = 10
 """Samples of each way that the picture shows."""
@@ -31,12 +31,16 @@ def compare(
         picture: where to leave a row of samples of each, from the same noise if the draws make it alike.
 
     Returns:
-        The distances, by "<metric>, <name>".
+        The distances, by "frechet (<extractor>), <name>", by the protocol of `samples.measure`.
     """
+    against = samples.real_data(train, test, n)
+    suffix = "" if against.extractor is None else f" ({against.extractor.name})"
     metrics: dict[str, Metric] = {}
     for name, draw in draws.items():
-        found = samples.measure(draw, train, test, n, key=key)
-        metrics |= {f"{metric}, {name}": found[metric] for metric in found if metric.startswith("frechet")}
+        fake = samples.drawn(samples.draw_key(key), draw, len(against.test))
+        distance, floors = samples.frechet_distances(against, against.features(fake))
+        found = metric(distance, "", len(fake), float(np.mean(floors)), float(np.std(floors, ddof=1)))
+        metrics[f"frechet{suffix}, {name}"] = found
     if picture is not None:
         rows = [np.asarray(draw(key, COLUMNS)) for draw in draws.values()]
         plot.save_grid(picture, np.concatenate(rows), COLUMNS)

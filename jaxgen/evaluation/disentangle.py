@@ -22,14 +22,16 @@ def mutual_information_gap(codes: Any, factors: Any, bins: int = 20) -> float:
         ValueError: codes or factors of different N, fewer than two codes, a factor with a single value, or
             values that are not finite.
     """
+    from sklearn.metrics import mutual_info_score
+
     codes, factors = _checked(codes, factors)
     if bins < 2:
         raise ValueError(f"bins must be at least 2, not {bins}")
     binned = [np.digitize(code, np.histogram_bin_edges(code, bins)[1:-1]) for code in codes.T]
     gaps = []
     for factor in factors.T:
-        information = np.sort([_mutual_information(code, factor) for code in binned])
-        gaps.append((information[-1] - information[-2]) / _mutual_information(factor, factor))
+        information = np.sort([mutual_info_score(code, factor) for code in binned])
+        gaps.append((information[-1] - information[-2]) / mutual_info_score(factor, factor))
     return float(np.mean(gaps))
 
 
@@ -93,14 +95,6 @@ def _concentration(importances: np.ndarray) -> np.ndarray:
     total = importances.sum(1, keepdims=True)
     p = np.where(total > 0, importances / np.where(total > 0, total, 1.0), 1 / importances.shape[1])
     return 1.0 + (p * np.log(np.where(p > 0, p, 1.0))).sum(1) / np.log(importances.shape[1])
-
-
-def _mutual_information(a: np.ndarray, b: np.ndarray) -> float:
-    """I(a; b) in nats of the empirical joint distribution of integers a (N,) and b (N,)."""
-    joint = np.zeros((a.max() + 1, b.max() + 1))
-    np.add.at(joint, (a, b), 1 / len(a))
-    independent = joint.sum(1, keepdims=True) * joint.sum(0)
-    return float((joint * np.log(np.where(joint > 0, joint, 1) / np.where(joint > 0, independent, 1))).sum())
 
 
 def _checked(codes: Any, factors: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -21,16 +21,21 @@ BY_DIFFERENCES = 16
 """Up to as many dimensions, distances are sums of squared differences; a matrix product beyond."""
 
 ROW_MULTIPLE = 64  # of a tile, so that any usual number of devices divides it
+_EPSILON = float(jnp.finfo(jnp.float32).eps)
 BLOCK = 64  # columns of which only the smallest is looked at first
 
 
 def centred(reference: Any, *others: Any) -> list[Array]:
     """All sets (N, d) minus the mean of `reference`, in float32.
 
-    Arrays of float64 are shifted before they are rounded, so that a large common offset does no harm.
+    Arrays of float64 are shifted before they are rounded, so that a large common offset does no harm. They
+    are shifted twice, because the mean of many large float32 numbers is only near theirs.
     """
-    shift = reference.mean(0)
-    return [jnp.asarray(x - shift, jnp.float32) for x in (reference, *others)]
+    sets = [reference, *others]
+    for _ in range(2):
+        shift = sets[0].mean(0)
+        sets = [x - shift for x in sets]
+    return [jnp.asarray(x, jnp.float32) for x in sets]
 
 
 def on_every_device(x: Array) -> Array:
@@ -49,6 +54,13 @@ def squared(x: Array, y: Array) -> Array:
         return sum((x[:, None, i] - y[None, :, i]) ** 2 for i in range(x.shape[1]))  # type: ignore[return-value]
     products = jnp.matmul(x, y.T, precision="highest")
     return jnp.maximum((x * x).sum(1)[:, None] + (y * y).sum(1) - 2.0 * products, 0.0)
+
+
+def rounding(x: Array, y: Array) -> Array:
+    """About as much as `squared` may be wrong by, (N, M) or what broadcasts to it."""
+    if x.shape[1] <= BY_DIFFERENCES:
+        return 4.0 * _EPSILON * squared(x, y)
+    return 4.0 * _EPSILON * ((x * x).sum(1)[:, None] + (y * y).sum(1))
 
 
 def tiles(x: Array, columns: int) -> tuple[Array, Array]:

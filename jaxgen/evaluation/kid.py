@@ -38,33 +38,34 @@ def kernel_distance(
     """
     if subsets < 1 or subset_size < 2:
         raise ValueError(f"at least 1 subset of 2 examples is needed, not {subsets} of {subset_size}")
-    f1, f2 = (
-        distances.on_every_device(jnp.asarray(f, jnp.float32))
-        for f in checks.features(f1=f1, f2=f2, at_least=4, why="subsets of 2")
-    )
+    f1, f2 = checks.features(f1=f1, f2=f2, at_least=4, why="subsets of 2")
+    centred = distances.centred(f1, f2)
+    origin = jnp.asarray((f1 - centred[0]).mean(0), jnp.float32)
+    f1, f2 = map(distances.on_every_device, centred)
     key = jax.random.key(0) if key is None else key
     smaller = min(len(f1), len(f2))
     size = min(subset_size, smaller)
-    values = _over_subsets(key, f1, f2, subsets, size)
+    values = _over_subsets(key, f1, f2, origin, subsets, size)
     if subsets == 1:
         return float(values[0]), float("nan")
     drawn = size
     spread = values
     if size == smaller:
         drawn = smaller // 2
-        spread = _over_subsets(jax.random.fold_in(key, 1), f1, f2, subsets, drawn)
+        spread = _over_subsets(jax.random.fold_in(key, 1), f1, f2, origin, subsets, drawn)
     variance = spread.var(ddof=1) * ((size < smaller) / subsets + drawn / (smaller - drawn))
     return float(values.mean()), float(np.sqrt(variance))
 
 
-def _over_subsets(key: Array, f1: Array, f2: Array, subsets: int, size: int) -> np.ndarray:
-    """MMD^2 of each subset, (S,) float64."""
-    within1, within2, across = np.asarray(_row_sums(key, f1, f2, subsets, size), np.float64).sum(-1).T
+def _over_subsets(key: Array, f1: Array, f2: Array, origin: Array, subsets: int, size: int) -> np.ndarray:
+    """MMD^2 of each subset, (S,) float64, of features less their `origin` (d,)."""
+    sums = np.asarray(_row_sums(key, f1, f2, origin, subsets, size), np.float64)
+    within1, within2, across = sums.sum(-1).T
     return (within1 + within2) / (size * (size - 1)) - 2 * across / size**2
 
 
 @functools.partial(jax.jit, static_argnames=("subsets", "size"))
-def _row_sums(key: Array, f1: Array, f2: Array, subsets: int, size: int) -> Array:
+def _row_sums(key: Array, f1: Array, f2: Array, origin: Array, subsets: int, size: int) -> Array:
     """Sums of k - c over the rows of the three kernel matrices of each subset, (S, 3, size).
 
     The weights of all kernel values sum to 0, so the constant c, their mean, changes nothing but keeps
@@ -76,7 +77,7 @@ def _row_sums(key: Array, f1: Array, f2: Array, subsets: int, size: int) -> Arra
             features[jax.random.choice(part, len(features), (size,), replace=False)]
             for part, features in zip(jax.random.split(key), (f1, f2), strict=True)
         )
-        xx, yy, xy = (_cubic(a, b) for a, b in ((x, x), (y, y), (x, y)))
+        xx, yy, xy = (_cubic(a, b, origin) for a, b in ((x, x), (y, y), (x, y)))
         constant = xy.mean()
         others = ~jnp.eye(size, dtype=bool)
         within = [jnp.where(others, k - constant, 0.0).sum(1) for k in (xx, yy)]
@@ -85,5 +86,15 @@ def _row_sums(key: Array, f1: Array, f2: Array, subsets: int, size: int) -> Arra
     return jax.lax.map(subset, jax.random.split(key, subsets))
 
 
-def _cubic(x: Array, y: Array) -> Array:
-    return (jnp.matmul(x, y.T, precision="highest") / x.shape[1] + 1.0) ** 3
+def _cubic(x: Array, y: Array, origin: Array) -> Array:
+    """(x'y / d + 1)^3 of x + origin and y + origin, less terms of one of them alone, which cancel in MMD^2.
+
+    Far from zero these terms are so large that float32 would lose the rest: with c = |origin|^2 / d + 1 and
+    c + u the product, what is left of (c + u)^3 is 3 c^2 x'y / d + 3 c u^2 + u^3.
+    """
+    d = x.shape[1]
+    product = functools.partial(jnp.matmul, precision="highest")
+    xy = product(x, y.T) / d
+    u = xy + (product(x, origin)[:, None] + product(y, origin)) / d
+    c = (origin @ origin) / d + 1.0
+    return 3.0 * c**2 * xy + 3.0 * c * u**2 + u**3

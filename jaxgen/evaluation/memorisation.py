@@ -8,6 +8,7 @@ test of Meehan, Chaudhuri & Dasgupta 2020 and the authenticity of Alaa et al. 20
 from typing import Any
 
 import numpy as np
+from jax import Array
 
 from jaxgen.evaluation import checks, distances
 
@@ -27,19 +28,30 @@ def nearest_training(samples: Any, train: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def closer_to_training(samples: Any, train: Any, held_out: Any) -> dict[str, float]:
-    """{"fraction", "expected"}: how many samples (N, d) are nearer to train (M, d) than to held_out (H, d).
+    """{"fraction", "expected", "held_out"}: how many samples (N, d) are nearer to train than to held_out.
 
-    "fraction" is the mean over samples of 1 where the nearest of `train` is strictly nearer than the nearest
-    of `held_out`, and 1/2 where both are as near. "expected" is M / (M + H): if training and held-out
-    examples are draws of one law, and the samples were made without either, each of the M + H is as likely
-    the nearest. A fraction above it means that the model has kept something of its training examples; 1 is
-    what copies get. Fresh data in place of samples is the control.
+    "fraction" is the mean over samples of 1 where the nearest of `train` (M, d) is strictly nearer than the
+    nearest of `held_out` (H, d), and 1/2 where both are as near. "expected" is M / (M + H): if training and
+    held-out examples are draws of one law, and the samples were made without either, each of the M + H is as
+    likely the nearest. "held_out" is what the held-out examples themselves get, each compared with the
+    others; NaN for a single one. A fraction above these means that the model has kept something of its
+    training examples; 1 is what copies get. `train` must be all that the model has seen: of a part, copies of
+    the other examples are not known for such.
 
     Raises:
         ValueError: sets of different d, none of them, or values that are not finite.
     """
     train, samples, held_out = checks.features(train=train, samples=samples, held_out=held_out)
     train, samples, held_out = distances.centred(train, samples, held_out)
-    to_train, to_held_out = (np.asarray(distances.nearest(samples, other)[0]) for other in (train, held_out))
-    fraction = (to_train < to_held_out).mean() + 0.5 * (to_train == to_held_out).mean()
-    return {"fraction": float(fraction), "expected": len(train) / (len(train) + len(held_out))}
+    alone = len(held_out) == 1
+    return {
+        "fraction": _fraction(samples, train, held_out),
+        "expected": len(train) / (len(train) + len(held_out)),
+        "held_out": float("nan") if alone else _fraction(held_out, train, held_out, exclude_self=True),
+    }
+
+
+def _fraction(samples: Array, train: Array, held_out: Array, exclude_self: bool = False) -> float:
+    to_train = np.asarray(distances.nearest(samples, train)[0])
+    to_held_out = np.asarray(distances.nearest(samples, held_out, exclude_self)[0])
+    return float((to_train < to_held_out).mean() + 0.5 * (to_train == to_held_out).mean())

@@ -54,9 +54,9 @@ def median_heuristic(x: Any, y: Any, most: int = 1000) -> float:
         ValueError: sets of different d or with values that are not finite; a median of 0.
     """
     x, y = checks.features(x=x, y=y)
-    pooled = jnp.concatenate(distances.centred(x[:most], y[:most]))
-    squared = np.asarray(distances.squared(pooled, pooled))[np.triu_indices(len(pooled), 1)]
-    median = float(np.median(squared))
+    xx, yy, xy = map(np.asarray, _squared_distances(x[:most], y[:most]))
+    within = [squared[np.triu_indices(len(squared), 1)] for squared in (xx, yy)]
+    median = float(np.median(np.concatenate([*within, xy.ravel()])))
     if median == 0.0:
         raise ValueError("the median distance is 0: most points are equal, give a variance instead")
     return median
@@ -71,9 +71,9 @@ def mmd2(x: Any, y: Any, kernel: Kernel = rational_quadratic, unbiased: bool = T
     Raises:
         ValueError: sets of different d, of fewer than 2 points, or with values that are not finite.
     """
-    x, y = distances.centred(*checks.features(x=x, y=y, at_least=2, why="pairs"))
+    x, y = checks.features(x=x, y=y, at_least=2, why="pairs")
     n, m = len(x), len(y)
-    xx, yy, xy = (kernel(distances.squared(a, b)) for a, b in ((x, x), (y, y), (x, y)))
+    xx, yy, xy = (kernel(squared) for squared in _squared_distances(x, y))
     # The weights of all kernel values sum to 0: a constant taken off them all keeps float32 sums small.
     constant = jax.lax.stop_gradient(xy.mean())
     if unbiased:
@@ -103,9 +103,10 @@ def permutation_test(
     """
     if permutations < 1:
         raise ValueError(f"permutations must be at least 1, not {permutations}")
-    x, y = distances.centred(*checks.features(x=x, y=y, at_least=2, why="pairs"))
-    pooled = jnp.concatenate([x, y])
-    statistics = _dealt(key, kernel(distances.squared(pooled, pooled)), len(x), permutations, unbiased)
+    x, y = checks.features(x=x, y=y, at_least=2, why="pairs")
+    xx, yy, xy = _squared_distances(x, y)
+    pooled = jnp.block([[xx, xy], [xy.T, yy]])
+    statistics = _dealt(key, kernel(pooled), len(x), permutations, unbiased)
     observed, *dealt = np.asarray(statistics)
     return float(observed), float((1 + (np.array(dealt) >= observed).sum()) / (1 + permutations))
 
@@ -132,6 +133,13 @@ def _dealt(key: Array, kernel: Array, n: int, permutations: int, unbiased: bool)
         return xx / n**2 + yy / m**2 - 2.0 * xy / (n * m)
 
     return jax.lax.map(statistic, jnp.concatenate([first[None], deals]), batch_size=_PERMUTATIONS_AT_ONCE)
+
+
+def _squared_distances(x: Any, y: Any) -> tuple[Array, Array, Array]:
+    """Within x (N, d), within y (M, d), and between them; each is centred alone, as they may lie apart."""
+    (own_x,), (own_y,) = distances.centred(x), distances.centred(y)
+    x, y = distances.centred(x, y)
+    return distances.squared(own_x, own_x), distances.squared(own_y, own_y), distances.squared(x, y)
 
 
 def _several(scales: float | Sequence[float]) -> Sequence[float]:

@@ -19,10 +19,9 @@ def auroc(score_in: Any, score_out: Any) -> float:
     Raises:
         ValueError: an empty set, or scores that are not finite.
     """
-    score_in, score_out = checks.scores(score_in=score_in, score_out=score_out)
-    ordered = np.sort(score_out)
-    below = np.searchsorted(ordered, score_in, "left") + np.searchsorted(ordered, score_in, "right")
-    return float(below.mean() / (2 * len(score_out)))
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(*_labelled(score_in=score_in, score_out=score_out)))
 
 
 def aupr(positive: Any, negative: Any) -> float:
@@ -34,12 +33,15 @@ def aupr(positive: Any, negative: Any) -> float:
     Raises:
         ValueError: an empty set, or scores that are not finite.
     """
-    positive, negative = checks.scores(positive=positive, negative=negative)
-    thresholds = np.unique(positive)
-    hits = len(positive) - np.searchsorted(np.sort(positive), thresholds, "left")
-    alarms = len(negative) - np.searchsorted(np.sort(negative), thresholds, "left")
-    steps = hits - np.append(hits[1:], 0)
-    return float((hits / (hits + alarms) * steps).sum() / len(positive))
+    from sklearn.metrics import average_precision_score
+
+    return float(average_precision_score(*_labelled(positive=positive, negative=negative)))
+
+
+def _labelled(**sets: Any) -> tuple[np.ndarray, np.ndarray]:
+    """1 for each score of the first of two sets and 0 for each of the second, and the scores."""
+    first, second = checks.scores(**sets)
+    return np.repeat([1, 0], [len(first), len(second)]), np.concatenate([first, second])
 
 
 def typicality(log_prob: Any, entropy: float) -> np.ndarray:

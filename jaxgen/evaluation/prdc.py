@@ -3,12 +3,13 @@
 A set is taken for the union of balls around its points, each as wide as its k-th neighbour is far. With r_i
 the radius of real i, q_j of fake j and d_ij their distance,
 
-    precision = mean_j [exists i: d_ij < r_i]        recall   = mean_i [exists j: d_ij < q_j]
-    density   = sum_ij [d_ij < r_i] / (k M)          coverage = mean_i [exists j: d_ij < r_i].
+    precision = mean_j [exists i: d_ij <= r_i]       recall   = mean_i [exists j: d_ij <= q_j]
+    density   = sum_ij [d_ij <= r_i] / (k M)         coverage = mean_i [exists j: d_ij <= r_i].
 
-Kynkaanniemi et al. 2019 (precision and recall, k = 3); Naeem et al. 2020 (density and coverage, k = 5). Under
-equal laws and N = M, E density = 1 and coverage tends to 1 - 2^-k; precision and recall have no such value,
-and one far real point can cover everything.
+Kynkaanniemi et al. 2019 (precision and recall, k = 3); Naeem et al. 2020 (density and coverage, k = 5), whose
+code has < in place of <=, which differs where points are repeated. Under equal laws and N = M, E density = 1
+and coverage tends to 1 - 2^-k; precision and recall have no such value, and one far real point can cover
+everything. A set against itself has density 1 + 1/k, for each ball holds its own centre too.
 """
 
 import functools
@@ -25,9 +26,9 @@ from jaxgen.evaluation import checks, distances
 def prdc(real: Any, fake: Any, k: int = 5) -> dict[str, float]:
     """{"precision", "recall", "density", "coverage"} of features real (N, d) and fake (M, d).
 
-    A radius is the distance to the k-th nearest other point of the same set, and inside means strictly
-    nearer. The memory is a few times `distances.TILE_BYTES` beside the features, however large N and M;
-    features split over devices along their rows are worked on by all of them.
+    A radius is the distance to the k-th nearest other point of the same set, and inside means at most as far,
+    to the rounding of float32. The memory is a few times `distances.TILE_BYTES` beside the features, however
+    large N and M; features split over devices along their rows are worked on by all of them.
 
     Raises:
         ValueError: sets of different d, of fewer than k + 1 examples, or with values that are not finite.
@@ -55,13 +56,14 @@ def _statistics(
     n = len(real)
     real_radii = distances.neighbours(real, all_real, k, exclude_self=True)[0][:, -1]
     fake_radii = distances.neighbours(fake, all_fake, k, exclude_self=True)[0][:, -1]
-    radii_of_rows = jnp.append(real_radii, -1.0)  # nothing is inside the ball of a padded row
+    radii_of_rows = jnp.append(real_radii, -jnp.inf)  # nothing is inside the ball of a padded row
 
     def tile(part):
         rows, index = part
-        squared = distances.squared(rows, all_fake)
-        in_real = squared < radii_of_rows[index][:, None]
-        in_fake = squared < fake_radii
+        # Less what float32 cannot tell from 0, so that the copies of a point are in a ball of radius 0.
+        squared = distances.squared(rows, all_fake) - distances.rounding(rows, all_fake)
+        in_real = squared <= radii_of_rows[index][:, None]
+        in_fake = squared <= fake_radii
         return in_real.any(0), in_fake.any(1), in_real.sum(1)
 
     precise, recalled, in_ball = jax.lax.map(tile, distances.tiles(real, len(all_fake)))

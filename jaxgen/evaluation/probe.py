@@ -10,6 +10,7 @@ summed over the quadrants of the image. It needs no training but k-means, and is
 
 import functools
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -103,13 +104,22 @@ def fit_kmeans(
         ValueError: images that are not (N, H, W, C) or not finite, patches larger than they are, or fewer
             patches than centroids.
     """
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
     images = _checked(images)
     patch_size = patch_size or (6 if min(images.shape[1:3]) >= 16 else 3)
     if patch_size > min(images.shape[1:3]):
         raise ValueError(f"patches of {patch_size} pixels do not fit into images of {images.shape[1:3]}")
     if num_patches < num_centroids:
         raise ValueError(f"{num_centroids} centroids need as many patches, not {num_patches}")
-    return _fit(key, images, num_centroids, patch_size, num_patches, iterations)
+    mean, whitening, patches, first = _patches(key, images, num_centroids, patch_size, num_patches)
+    kmeans = KMeans(num_centroids, init=np.asarray(first), n_init=1, max_iter=iterations, tol=0.0)
+    with threadpool_limits(1, "blas"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        centroids = kmeans.fit(np.asarray(patches)).cluster_centers_
+    return Codebook(mean, whitening, jnp.asarray(centroids))
 
 
 def kmeans_features(codebook: Codebook, images: Any) -> np.ndarray:
@@ -125,8 +135,9 @@ def kmeans_features(codebook: Codebook, images: Any) -> np.ndarray:
     return np.asarray(_encode(codebook, images, patch_size))
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
-def _fit(key, images, num_centroids, patch_size, num_patches, iterations):
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _patches(key, images, num_centroids, patch_size, num_patches):
+    """Mean (P,) and whitening (P, P) of random patches, these whitened, and some of them to start from."""
     n, height, width, _ = images.shape
     keys = jax.random.split(key, 4)
     which = jax.random.randint(keys[0], (num_patches,), 0, n)
@@ -141,14 +152,8 @@ def _fit(key, images, num_centroids, patch_size, num_patches, iterations):
     whitening = (vectors / jnp.sqrt(jnp.maximum(eigenvalues, 0.0) + _WHITENING)) @ vectors.T
     patches = (patches - mean) @ whitening
 
-    def lloyd(_, centroids):
-        nearest = distances.neighbours(patches, centroids, 1)[1][:, 0]
-        total = jax.ops.segment_sum(patches, nearest, num_centroids)
-        count = jax.ops.segment_sum(jnp.ones(num_patches), nearest, num_centroids)[:, None]
-        return jnp.where(count > 0, total / jnp.maximum(count, 1.0), centroids)
-
     chosen = jax.random.choice(keys[3], num_patches, (num_centroids,), replace=False)
-    return Codebook(mean, whitening, jax.lax.fori_loop(0, iterations, lloyd, patches[chosen]))
+    return mean, whitening, patches, patches[chosen]
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -1,14 +1,19 @@
 """How near a model's samples come to held-out data: every distance of `evaluation`, with its floor.
 
-Each number stands beside the same number for as many real training examples in place of samples, its floor.
-Pictures go through a feature extractor, whose name is part of the metric's;
-points are compared as they are, and where the data have known modes these are counted. Sequences of symbols
-have no such distances.
+Each number stands beside its floor, the same number for as many real training examples in place of samples:
+the mean and the standard deviation over `FLOOR_DRAWS` random choices of them. The features of the default
+extractor were fitted on the training split, so training examples may score a little better than fresh data
+of the same law would. Differences of the size of the spread rank nothing.
+
+Pictures go through a feature extractor, whose name is part of the metric's; points are compared as they are,
+and where the data have known modes these are counted. Sequences of symbols have no such distances.
 """
 
+import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,6 +24,12 @@ from jaxgen.evaluation import features, frechet, kid, memorisation, modes, prdc,
 from jaxgen.evaluation.features import small_cnn
 from jaxgen.evaluation.metric import Metric, metric
 from jaxgen.types import observed
+
+FLOOR_DRAWS = 10
+"""Choices of training examples over which a floor and its spread are taken."""
+
+SUBSET_SIZE = 1000
+"""Examples of a subset of the kernel distance."""
 
 NUM_SHOWN = 24
 """Samples shown with their neighbours."""
@@ -42,12 +53,14 @@ def measure(
     Args:
         draw: (key, n) -> n samples, in the space of the data. It is called with one n for all batches but is
             not compiled here: give a compiled function where that is worth it.
-        train: the training split, from which come the floor and the nearest neighbours.
+        train: the training split, all of it: the floor is of its examples, and samples nearer to it than to
+            the test split show what the model has memorised.
         test: the test split.
         n: most samples to draw; the test split and the training split may hold fewer.
         extractor: features of pictures, by name (`features.load`); by default the small network trained on
             this data set if there is one, else random convolutions.
-        key: of the draws and of the choice of examples; `jax.random.key(0)` by default.
+        key: of the draws, `jax.random.key(0)` by default. The choice of real examples does not depend on it,
+            so that the same data and n have the same floors.
         folder: where to leave neighbours.png, samples over the training examples nearest to them.
 
     Raises:
@@ -55,28 +68,65 @@ def measure(
     """
     if np.issubdtype(np.asarray(observed(test[:1])).dtype, np.integer):
         return {}
-    draw_key, rows_key, subsets_key = jax.random.split(jax.random.key(0) if key is None else key, 3)
-    n = min(n, len(test), len(train))
-    fake = drawn(draw_key, draw, n)
-    real, control = (
-        np.asarray(observed(dataset[_rows(jax.random.fold_in(rows_key, index), len(dataset), n)]))
-        for index, dataset in enumerate((test, train))
-    )
-    if fake.ndim != 4:
-        found = _compare(*(x.reshape(n, -1) for x in (real, control, fake)), key=subsets_key)
+    against = real_data(train, test, n, extractor)
+    n = len(against.test)
+    fake = drawn(draw_key(key), draw, n)
+    of_fake = against.features(fake)
+    found = _compare(against, of_fake)
+    if against.extractor is None:
         if getattr(test, "modes", None) is not None:
-            found |= _modes(test.modes, fake, control)
-        return _metrics(found, n, "")
-    loaded = features.load(extractor or default_extractor(train), train)
-    fake = np.clip(fake, -1, 1)
-    sets = [features.of(loaded, x) for x in (real, control, fake)]
-    found = _compare(*sets, key=subsets_key)
-    if loaded.classify is not None:
-        score = [scores.classifier_score(features.probabilities(loaded, x))[0] for x in (fake, control)]
-        found["classifier_score"] = score[0], score[1], ""
+            found |= _modes(test.modes, of_fake, against.floors())
+        return _metrics(found, n)
+    if against.extractor.classify is not None:
+        of_classes = functools.partial(features.probabilities, against.extractor)
+        score = lambda probabilities: {"classifier_score": scores.classifier_score(probabilities)[0]}
+        of_train = of_classes(train)
+        floors = [score(of_train[rows]) for rows in against.controls]
+        found |= _beside_floors(score(of_classes(np.clip(fake, -1, 1))), floors)
     if folder is not None:
-        save_neighbours(folder / "neighbours.png", fake[:NUM_SHOWN], sets[2][:NUM_SHOWN], train, loaded)
-    return _metrics(found, n, f" ({loaded.name})")
+        nearest, _ = memorisation.nearest_training(of_fake[:NUM_SHOWN], against.train)
+        plot.save_pairs(folder / "neighbours.png", np.clip(fake[:NUM_SHOWN], -1, 1), train[nearest]["image"])
+    return _metrics(found, n, f" ({against.extractor.name})")
+
+
+class Real(NamedTuple):
+    """Real data that samples are compared with, the same for all models of a data set and number n."""
+
+    test: np.ndarray  # features of n test examples, (n, d)
+    train: np.ndarray  # of the whole training split, (M, d)
+    controls: list[np.ndarray]  # n rows of `train` for each draw of the floor
+    extractor: features.Extractor | None  # of pictures
+
+    def features(self, x: np.ndarray) -> np.ndarray:
+        """Of samples (N, *shape), (N, d); pixels beyond [-1, 1] are cut off."""
+        if self.extractor is None:
+            return x.reshape(len(x), -1)
+        return features.of(self.extractor, np.clip(x, -1, 1))
+
+    def floors(self) -> list[np.ndarray]:
+        """The features of the training examples of each draw of the floor."""
+        return [self.train[rows] for rows in self.controls]
+
+
+def real_data(train: Any, test: Any, n: int, extractor: str | None = None) -> Real:
+    """The arguments are as those of `measure`; its choice of examples depends on their numbers alone."""
+    n = min(n, len(test), len(train))
+    key = jax.random.split(jax.random.key(0), 3)[1]
+    chosen, *controls = (
+        _rows(jax.random.fold_in(key, index), len(dataset), n)
+        for index, dataset in enumerate((test, *[train] * FLOOR_DRAWS))
+    )
+    real = np.asarray(observed(test[chosen]))
+    if real.ndim != 4:
+        everything = np.asarray(observed(train[:]))
+        return Real(real.reshape(n, -1), everything.reshape(len(train), -1), controls, None)
+    loaded = features.load(extractor or default_extractor(train), train)
+    return Real(features.of(loaded, real), features.of(loaded, train), controls, loaded)
+
+
+def draw_key(key: Array | None) -> Array:
+    """The key of the draws, for the key given to `measure`."""
+    return jax.random.split(jax.random.key(0) if key is None else key, 3)[0]
 
 
 def default_extractor(dataset: Any) -> str:
@@ -119,31 +169,52 @@ def of_labels(key: Array, draw: Any, label: np.ndarray, *arguments: Any, batch_s
     return np.concatenate([np.asarray(x, np.float32) for x in drawn])
 
 
-def save_neighbours(
-    path: Path, samples: np.ndarray, sample_features: np.ndarray, train: Any, extractor: features.Extractor
-) -> None:
-    """Samples (N, H, W, C), each over the training example whose features are nearest to its own (N, d)."""
-    nearest, _ = memorisation.nearest_training(sample_features, features.of(extractor, train))
-    plot.save_pairs(path, samples, train[nearest]["image"])
+class _Found(NamedTuple):
+    value: float
+    floor: float
+    spread: float
+    unit: str = ""
 
 
 def _rows(key: Array, available: int, n: int) -> np.ndarray:
     return np.sort(np.asarray(jax.random.permutation(key, available)[:n]))
 
 
-def _compare(real, control, fake, *, key):
-    """{metric: (value, floor, unit)}."""
-    samples, floor = (
-        {
-            "frechet": _frechet(real, other),
-            "kernel": kid.kernel_distance(real, other, key=key)[0],
-            **prdc.prdc(real, other),
+def frechet_distances(against: Real, of_fake: np.ndarray) -> tuple[float, list[float]]:
+    """The Frechet distance of samples by their features (n, d), and those of the draws of the floor."""
+    distance, *floors = (_frechet(against.test, other) for other in (of_fake, *against.floors()))
+    return distance, floors
+
+
+def _compare(against, of_fake):
+    """What each metric finds."""
+    # Subsets of all examples are all the same.
+    subsets = 1 if len(against.test) <= SUBSET_SIZE else 100
+    key = jax.random.split(jax.random.key(0), 3)[2]
+
+    def statistics(other):
+        distance = kid.kernel_distance(against.test, other, subsets, SUBSET_SIZE, key)[0]
+        return {
+            "frechet": _frechet(against.test, other),
+            "kernel": distance,
+            **prdc.prdc(against.test, other),
         }
-        for other in (fake, control)
-    )
-    found = {name: (samples[name], floor[name], "") for name in samples}
-    nearer = memorisation.closer_to_training(fake, control, real)
-    found["nearer_to_training"] = nearer["fraction"], nearer["expected"], "of samples"
+
+    found = _beside_floors(statistics(of_fake), [statistics(other) for other in against.floors()])
+    nearer = memorisation.closer_to_training(of_fake, against.train, against.test)
+    fraction, floor = nearer["fraction"], nearer["held_out"]
+    # Of a binomial fraction of half as many: nearest neighbours often come in pairs.
+    spread = math.sqrt(2 * floor * (1 - floor) / len(against.test))
+    return {**found, "nearer_to_training": _Found(fraction, floor, spread, "of samples")}
+
+
+def _beside_floors(values, floors, units=None):
+    """The values of metrics by name, with the mean and spread of those of the floors."""
+    found = {}
+    for name, value in values.items():
+        drawn = [floor[name] for floor in floors]
+        unit = "" if units is None else units[name]
+        found[name] = _Found(value, float(np.mean(drawn)), float(np.std(drawn, ddof=1)), unit)
     return found
 
 
@@ -152,11 +223,14 @@ def _frechet(first, second):
     return frechet.frechet_distance(first.mean, first.covariance, second.mean, second.covariance)
 
 
-def _modes(known, fake, control):
-    found, floor = (modes.mode_statistics(x, *known) for x in (fake, control))
+def _modes(known, fake, controls):
+    found, *floors = (modes.mode_statistics(x, *known) for x in (fake, *controls))
     units = {"modes": f"of {len(known.centers)}", "high_quality": "of samples", "reverse_kl": "nats"}
-    return {metric: (found[metric], floor[metric], unit) for metric, unit in units.items()}
+    return _beside_floors(found, floors, units)
 
 
-def _metrics(found, n, suffix):
-    return {f"{name}{suffix}": metric(value, unit, n, floor) for name, (value, floor, unit) in found.items()}
+def _metrics(found, n, suffix=""):
+    return {
+        f"{name}{suffix}": metric(value, unit, n, floor, spread)
+        for name, (value, floor, spread, unit) in found.items()
+    }

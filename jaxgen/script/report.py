@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgen import plot
-from jaxgen.evaluation.metric import Metric
+from jaxgen.evaluation.metric import Metric, floor_text, value_text
 from jaxgen.run import directory
 
 
@@ -71,8 +71,8 @@ def lines(metrics: Mapping[str, Metric]) -> list[str]:
 
 
 def _reading(metric: Metric) -> str:
-    text = f"{metric['value']:.4g} {metric['unit']}".rstrip() + f" (n = {metric['n']})"
-    text += f", floor {metric['floor']:.4g}" if metric["floor"] is not None else ""
+    text = f"{value_text(metric)} {metric['unit']}".rstrip() + f" (n = {metric['n']})"
+    text += f", floor {floor_text(metric)}" if metric["floor"] is not None else ""
     return text + (f", published {metric['published']:.4g}" if metric["published"] is not None else "")
 
 
@@ -83,7 +83,8 @@ def _metric_table(metrics: Mapping[str, Metric]) -> str:
     head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in ("metric", *columns))
     body = ""
     for name, values in metrics.items():
-        cells = "".join(f"<td>{_text(values.get(column))}</td>" for column in columns)
+        shown = {**values, "value": value_text(values), "floor": floor_text(values) or None}
+        cells = "".join(f"<td>{_text(shown.get(column))}</td>" for column in columns)
         body += f"<tr><th>{html.escape(name)}</th>{cells}</tr>"
     return f"<table><tr>{head}</tr>{body}</table>"
 

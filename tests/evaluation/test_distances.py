@@ -23,6 +23,15 @@ def test_agrees_with_float64_also_far_from_the_origin(dimensions):
     np.testing.assert_allclose(distances.squared(*distances.centred(x, y)), expected, rtol=2e-5)
 
 
+@pytest.mark.parametrize("library", [np, jnp])
+def test_many_float32_numbers_far_from_the_origin_are_centred(library):
+    """Added up one by one, 100,000 numbers near 1e6 have a mean that is off by hundreds."""
+    x = (np.random.default_rng(0).normal(size=(100_000, 2)) + 1e6).astype(np.float32)
+    found = np.asarray(distances.centred(library.asarray(x))[0], np.float64)
+    assert np.abs(found.mean(0)).max() < 1
+    np.testing.assert_allclose(found - found[0], x.astype(np.float64) - x[0], atol=1e-6)
+
+
 def test_close_points_in_the_plane_keep_their_digits():
     x = np.array([[100.0, -100.0], [100.0, -100.0 + 1e-3]], np.float32)
     spread = np.concatenate([x, -x])

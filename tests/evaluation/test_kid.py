@@ -17,7 +17,7 @@ def direct(x, y):
     return within - 2 * kernel(x, y).mean()
 
 
-@pytest.mark.parametrize("offset", [0.0, 5.0])
+@pytest.mark.parametrize("offset", [0.0, 5.0, 1e3])
 def test_whole_sets_agree_with_the_double_sums(offset):
     rng = np.random.default_rng(0)
     x, y = (rng.normal(size=(400, 64)) + offset).astype(np.float32), rng.uniform(size=(400, 64)) + offset

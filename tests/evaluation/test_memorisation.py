@@ -33,7 +33,18 @@ def test_copies_are_nearer_to_training():
     copies = train[rng.integers(0, 300, 100)] + 1e-3 * rng.normal(size=(100, 10))
     assert closer_to_training(copies, train, held_out)["fraction"] == 1.0
     assert closer_to_training(held_out, train, held_out)["fraction"] == 0.0
-    assert closer_to_training(copies, train, train) == {"fraction": 0.5, "expected": 0.5}
+    assert closer_to_training(copies, train, train)["fraction"] == 0.5
+
+
+def test_held_out_examples_get_what_fresh_data_get():
+    rng = np.random.default_rng(3)
+    train, held_out = rng.normal(size=(400, 4)), rng.normal(size=(100, 4))
+    found = closer_to_training(train, train, held_out)
+    exact = np.sqrt(((held_out[:, None] - held_out) ** 2).sum(-1)) + 1e9 * np.eye(100)
+    nearer = np.sqrt(((held_out[:, None] - train) ** 2).sum(-1)).min(1) < exact.min(1)
+    assert found == {"fraction": 1.0, "expected": 0.8, "held_out": pytest.approx(nearer.mean())}
+    assert abs(found["held_out"] - 0.8) < 0.15
+    assert np.isnan(closer_to_training(train, train, held_out[:1])["held_out"])
 
 
 def test_bad_input_is_named():

@@ -127,3 +127,16 @@ def test_bad_input_is_named():
         mmd.median_heuristic(x, x)
     with pytest.raises(ValueError, match="permutations must be at least 1"):
         mmd.permutation_test(jax.random.key(0), x, x, permutations=0)
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e4])
+def test_sets_far_from_the_origin_and_from_each_other_agree_with_float64(apart):
+    """Thirty dimensions, so that distances are a matrix product."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 30)) + 1e5, 1.2 * rng.normal(size=(50, 30)) + 1e5 + apart
+    kernel = lambda a, b: np.exp(-((a[:, None] - b) ** 2).sum(-1) / 60)
+    off_diagonal = lambda k: (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
+    exact = off_diagonal(kernel(x, x)) + off_diagonal(kernel(y, y)) - 2 * kernel(x, y).mean()
+    gaussian = functools.partial(mmd.gaussian, variance=30.0)
+    assert float(mmd.mmd2(x, y, gaussian)) == pytest.approx(exact, rel=1e-4)
+    assert mmd.permutation_test(jax.random.key(0), x, y, gaussian, 5)[0] == pytest.approx(exact, rel=1e-4)

@@ -15,10 +15,10 @@ def brute_force(real, fake, k):
     distance = lambda a, b: np.sqrt(((a[:, None] - b) ** 2).sum(-1))
     radius = lambda a: np.sort(distance(a, a) + np.diag(np.full(len(a), np.inf)), 1)[:, k - 1]
     across, real_radii, fake_radii = distance(real, fake), radius(real), radius(fake)
-    inside = across < real_radii[:, None]
+    inside = across <= real_radii[:, None]
     return {
         "precision": inside.any(0).mean(),
-        "recall": (across < fake_radii).any(1).mean(),
+        "recall": (across <= fake_radii).any(1).mean(),
         "density": inside.sum() / (k * len(fake)),
         "coverage": inside.any(1).mean(),
     }
@@ -44,7 +44,16 @@ def test_agrees_with_the_authors_package():
 @pytest.mark.parametrize("d", [2, 16, 64, 500])
 def test_a_set_is_all_of_itself(d):
     x = np.random.default_rng(1).normal(size=(400, d))
-    assert prdc(x, x) == dict.fromkeys(NAMES, 1.0)
+    assert prdc(x, x) == {**dict.fromkeys(NAMES, 1.0), "density": 1.2}
+
+
+@pytest.mark.parametrize("d", [2, 64])
+def test_repeated_points_are_inside_balls_of_radius_zero(d):
+    """Six copies of each point: every fifth neighbour is at distance 0, and each ball holds six."""
+    x = np.repeat(np.random.default_rng(1).normal(size=(50, d)) + 30, 6, 0)
+    assert prdc(x, x) == {**dict.fromkeys(NAMES, 1.0), "density": 1.2}
+    near = x + 0.02 * np.random.default_rng(2).normal(size=x.shape)
+    assert prdc(x, near)["precision"] == 0.0
 
 
 def test_equal_laws_have_density_one_and_the_known_coverage():

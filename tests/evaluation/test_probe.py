@@ -80,6 +80,17 @@ def test_centroids_find_clusters_of_patches():
     assert (gaps < 0.3).all()
 
 
+def test_centroids_are_those_of_lloyds_algorithm():
+    images = np.random.default_rng(4).uniform(-1, 1, (50, 8, 8, 1)).astype(np.float32)
+    codebook = probe.fit_kmeans(jax.random.key(2), images, 6, num_patches=300, iterations=4)
+    mean, _, patches, centroids = map(np.asarray, probe._patches(jax.random.key(2), images, 6, 3, 300))
+    for _ in range(4):
+        nearest = ((patches[:, None] - centroids) ** 2).sum(-1).argmin(1)
+        centroids = np.stack([patches[nearest == index].mean(0) for index in range(6)])
+    np.testing.assert_allclose(codebook.centroids, centroids, atol=1e-5)
+    np.testing.assert_array_equal(codebook.mean, mean)
+
+
 def test_bad_input_is_named():
     x, y = np.zeros((6, 2)), np.array([0, 0, 1, 1, 2, 2])
     with pytest.raises(ValueError, match="train_features has 2 features and test_features has 3"):
