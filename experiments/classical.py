@@ -57,14 +57,14 @@ SYSTEMS = {
         family=gda,
         config=gda.Config(covariance="per_class", shrinkage=0.2),
         paper="Fisher 1936; Welch 1939; shrinkage of Friedman 1989",
-        options=Options(steps=2, batch_size=719),  # the digits once
+        options=Options(steps=None, batch_size=719),  # two batches of digits
         evaluate=functools.partial(evaluate_classifier, family=gda),
     ),
     "naive_bayes": System(
         family=naive_bayes,
         config=naive_bayes.Config(columns=Gaussian(variance_smoothing=0.1)),
         paper="Maron 1961",
-        options=Options(steps=2, batch_size=719),
+        options=Options(steps=None, batch_size=719),
         evaluate=functools.partial(evaluate_classifier, family=naive_bayes),
     ),
     "gmm": System(
@@ -104,7 +104,7 @@ SYSTEMS = {
         family=markov,
         config=markov.Config(),
         paper="Markov 1913",
-        options=Options(data="weather", steps=40, batch_size=100, log_every=10, sample_every=40),
+        options=Options(data="weather", steps=None, batch_size=100, log_every=10),
     ),
 }
 

@@ -36,8 +36,9 @@ class Options:
     """Folder of prepared data sets; by default TFDS_DATA_DIR, then ~/tensorflow_datasets."""
     image_size: int | None = None
     """Resize and crop images to this height and width."""
-    steps: int = 2000
-    """Training steps, including those before a resumption."""
+    steps: int | None = 2000
+    """Training steps, including those before a resumption; None for one pass over the training data, without the
+    examples that do not fill a batch."""
     batch_size: int = 128
     """Examples per step, over all devices."""
     seed: int = 0
@@ -138,11 +139,12 @@ def run_system(name: str, system: System, options: Options, cfg: Any) -> Any:
         cfg, start = system.before(train, cfg, options)
     elif options.start is not None:
         start = jaxgen.load(options.start)[2]
+    steps = max(1, len(train) // options.batch_size) if options.steps is None else options.steps
     state = jaxgen.fit(
         system.family,
         cfg,
         train,
-        steps=options.steps,
+        steps=steps,
         batch_size=options.batch_size,
         key=jax.random.key(options.seed),
         run_dir=run_dir,

@@ -309,6 +309,17 @@ def test_a_system_transforms_every_split_of_its_data_when_it_trains_and_is_evalu
     assert seen == [(whole[0] // 2, whole[1] // 2)] * 2
 
 
+def test_no_number_of_steps_is_one_pass_over_the_data(tmp_path):
+    """Whatever the data: a count that is right for one data set is a part of a pass over another."""
+    for name in ("moons", "ring"):
+        options = systems.Options(
+            data=name, steps=None, batch_size=96, num_samples=0, sample_every=0, run_dir=tmp_path / name
+        )
+        system = systems.System(family=line, config=line.Config(), paper="", options=options)
+        state = systems.run_system("line", system, options, system.config)
+        assert int(state.step) == len(data.load(name)) // 96
+
+
 def test_a_report_is_never_replaced_by_a_poorer_one(tmp_path):
     directory.write_text(tmp_path / "config.json", json.dumps(directory.describe(vae, vae.Config())))
     two = {"first": metric(1.0, "nats", 10), "second": metric(2.0, "nats", 10)}
