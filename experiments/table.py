@@ -28,13 +28,20 @@ FAMILIES = {
 INTRODUCTION = """# Results
 
 This file is written by `python experiments/table.py`. Every number is measured on held-out data unless its
-row says otherwise. The floor is the same measure of as many real training examples in place of samples. It is
-drawn once, so differences of the size of its spread rank nothing: with the 359 test examples of digits the
-floor of the Frechet distance is 1.13 with a spread of 0.21. Distances of one number of samples cannot be
-compared with distances of another. Minutes are minutes of training on the device that `result.json` names,
-including those of the run it was started from. A command with `--start`, or with the directory of a run,
-needs that run first. [published](published/README.md) says which of the published figures were obtained
-under another protocol, and which settings were chosen after a look at the test split.
+row says otherwise. The floor is the same measure of as many real training examples in place of samples: the
+mean and the standard deviation over ten draws of them, which the model has no part in. Differences of the
+size of this spread rank nothing, and digits below it are not shown. Distances of one number of samples cannot
+be compared with distances of another. Precision and density say nothing alone: weak noise and copies raise
+them, so they are read beside the Frechet distance, recall and coverage.
+
+The rows `nearer_to_training` with a floor of 0.5 compare with as many training examples as there are samples,
+so that copies of other training examples go unnoticed: copies of the training digits would score 0.62. New
+results compare with all training examples, and their floor is what the test examples themselves score.
+
+Minutes are minutes of training on the device that `result.json` names, including those of the run it was
+started from. A command with `--start`, or with the directory of a run, needs that run first.
+[published](published/README.md) says which of the published figures were obtained under another protocol, and
+which settings were chosen after a look at the test split.
 
 ## Studies of several runs
 """
@@ -52,6 +59,13 @@ HEADLINES = (
     ("rectified_flow-digits", "frechet"),
 )
 """The result and the metric, by the beginning of its name, of the rows in README."""
+
+NOTES = {
+    "burda_vae-mnist": "length of training chosen on the test split",
+    "iwae-mnist": "started from burda_vae, whose length was chosen on the test split",
+    "ddpm_fashion_mnist-fashion_mnist": "config changed after a test result",
+}
+"""What the rows of a result say of its protocol."""
 
 WALL = (
     "ddpm_fashion_mnist-fashion_mnist",
@@ -97,7 +111,7 @@ def render_all(results: dict[str, dict]) -> str:
         for name, result in own.items():
             for metric, found in result["metrics"].items():
                 floor = floor_text(found) or "–"
-                cells = (name, metric, value_text(found), found["unit"], found["n"], floor)
+                cells = (name + _note(name), metric, value_text(found), found["unit"], found["n"], floor)
                 lines.append(_row(*cells, _published(found)))
     return "\n".join(lines) + "\n"
 
@@ -112,12 +126,16 @@ def render_headlines(results: dict[str, dict]) -> str:
         result = results[name]
         key = next(key for key in result["metrics"] if key == metric or _is_default(key, metric))
         found = result["metrics"][key]
-        run = f"[{result['system']}](experiments/results/{name})"
+        run = f"[{result['system']}](experiments/results/{name}){_note(name)}"
         value = f"**{value_text(found)}** {found['unit']}".rstrip()
         minutes = f"{result['minutes']:g}"
         cells = (run, result["data"], f"{key}, n = {found['n']}", value, floor_text(found) or "–")
         lines.append(_row(*cells, _published(found), minutes))
     return "\n".join(lines) + "\n"
+
+
+def _note(name):
+    return f" ({NOTES[name]})" if name in NOTES else ""
 
 
 def _study(path):

@@ -13,6 +13,7 @@ import pytest
 import jaxgen
 from experiments import table
 from jaxgen import types
+from jaxgen.evaluation.metric import Metric
 from jaxgen.script.result import file_name
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +24,9 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 
 def test_the_tables_are_those_of_the_results():
     found = table.load()
+    assert set(table.NOTES) <= set(found)
+    for name, note in table.NOTES.items():
+        assert f"{name} ({note})" in table.render_all(found)
     assert table.render_readme(README, found) == README, "run python experiments/table.py"
     assert (table.RESULTS / "README.md").read_text() == table.render_all(found), (
         "run python experiments/table.py"
@@ -37,7 +41,8 @@ def test_results_are_complete(path):
     assert path.with_name("samples.png").exists()
     assert "--run-dir runs/" in result["command"]
     for metric in result["metrics"].values():
-        assert set(metric) == {"value", "unit", "n", "floor", "published", "published_source"}
+        assert set(metric) == set(Metric.__annotations__)
+        assert metric["floor_spread"] is None or metric["floor"] is not None
         assert (metric["published"] is None) == (metric["published_source"] is None)
 
 

@@ -1,6 +1,9 @@
-"""Evaluation itself, put to the test: does every metric move the right way when real data are spoilt?
+"""Evaluation itself, put to the test: which metrics notice that real data are spoilt?
 
-python experiments/evaluate.py --data fashion_mnist
+python experiments/studies/calibration.py --data fashion_mnist
+
+Frechet and kernel distance, recall and coverage do under all nine kinds of damage. Precision and density rise
+under weak noise, and do not notice copies or missing classes.
 """
 
 import dataclasses

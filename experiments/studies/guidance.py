@@ -70,8 +70,9 @@ def trained(options: Options, train: data.Dataset) -> tuple[ddpm.State, ddpm.Con
 
 
 def measure(options, state, cfg, train, test):
-    """Rows of accuracy, Frechet distance, precision, recall and spread; real training data; a picture's rows.
+    """Rows of accuracy, Frechet distance, precision, recall and spread; the floor; a picture's rows.
 
+    The floor is what draws of training data get in the samples' place, their means and standard deviations.
     Spread is the mean variance of the features within a class, that of test data being 1.
     """
     extractor = features.load("small-cnn", test)
@@ -104,8 +105,12 @@ def measure(options, state, cfg, train, test):
         rows.append({"guidance": scale, **row(images, label)})
         pictures.append(images[:COLUMNS])
         print(", ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()), flush=True)
-    chosen = np.sort(np.asarray(jax.random.permutation(key, len(train))[:n]))
-    return rows, row(train[chosen]["image"], np.asarray(train[chosen]["label"])), jnp.concatenate(pictures)
+    floors = []
+    for index in range(samples.FLOOR_DRAWS):
+        order = jax.random.permutation(jax.random.fold_in(key, index), len(train))
+        chosen = train[np.sort(np.asarray(order[:n]))]
+        floors.append(row(chosen["image"], np.asarray(chosen["label"])))
+    return rows, samples.mean_and_spread(floors), jnp.concatenate(pictures)
 
 
 def spread(x: np.ndarray, label: np.ndarray) -> float:
@@ -133,7 +138,7 @@ def main(options: Options) -> None:
     since = time.perf_counter()
     train, test = (data.load(options.data, split, options.data_dir) for split in ("train", "test"))
     state, cfg = trained(options, train)
-    rows, floor, pictures = measure(options, state, cfg, train, test)
+    rows, (floor, floor_spread), pictures = measure(options, state, cfg, train, test)
     options.results.mkdir(parents=True, exist_ok=True)
     plot.save_grid(options.results / f"{options.data}.png", pictures, COLUMNS)
     save_curves(options.results / f"{options.data}-curves.png", rows, floor)
@@ -142,6 +147,7 @@ def main(options: Options) -> None:
         "n": min(options.num_samples, len(test)),
         "seed": options.seed,
         "training_data": floor,
+        "training_data_spread": floor_spread,
     }
     result.save(options.results / f"{options.data}.json", {**facts, "rows": rows}, since)
 

@@ -22,6 +22,7 @@ import jaxgen
 from jaxgen import data, plot, script, shard, values
 from jaxgen.data import points
 from jaxgen.evaluation import modes
+from jaxgen.evaluation.samples import FLOOR_DRAWS, mean_and_spread
 from jaxgen.gan import gan, presets
 from jaxgen.run.seeds import Seeds
 from jaxgen.script import result
@@ -60,12 +61,17 @@ def main(options: Options) -> None:
     options.results.mkdir(parents=True, exist_ok=True)
     stem = "-".join([options.data, *(options.systems if options.systems != tuple(presets.POINTS) else ())])
     train = data.load(options.data)
+    parts = (train[NUM_POINTS * index : NUM_POINTS * (index + 1)]["x"] for index in range(FLOOR_DRAWS))
+    floor, floor_spread = mean_and_spread(
+        [modes.mode_statistics(x, *centers_of(options.data)) for x in parts]
+    )
     facts = {
         "data": options.data,
         "n": NUM_POINTS,
         "seed": options.seed,
         "seeds": options.seeds,
-        "floor": modes.mode_statistics(train[:NUM_POINTS]["x"], *centers_of(options.data)),
+        "floor": floor,
+        "floor_spread": floor_spread,
     }
     rows, pictures = {}, {}
     with contextlib.ExitStack() as stack:

@@ -4,7 +4,8 @@ python experiments/gan.py dcgan --data fashion_mnist --steps 8000 --run-dir runs
 python experiments/studies/truncation.py runs/dcgan
 
 Every coordinate of z is drawn anew until it lies within psi of 0 (Brock et al. 2019). All sets of samples
-come from the same random numbers. The floor is that of as many training images in place of samples.
+come from the same random numbers. The floor is that of as many training images in place of samples, with its
+spread over draws of them.
 """
 
 import dataclasses
@@ -119,16 +120,16 @@ def main(options: Options) -> None:
     train, test = (data.load(name, split, options.data_dir, cfg.shape[0]) for split in ("train", "test"))
     extractor = features.load(options.extractor or samples.default_extractor(train), train)
     n, rng = min(options.num_samples, len(test), len(train)), np.random.default_rng(options.seed)
-    real, control = (
+    real, *controls = (
         features.of(extractor, dataset[np.sort(rng.permutation(len(dataset))[:n])]["image"])
-        for dataset in (test, train)
+        for dataset in (test, *[train] * samples.FLOOR_DRAWS)
     )
     key = jax.random.key(options.seed)
     for limit in (*sorted(options.limits), np.inf):
         found = measure(real, features.of(extractor, np.clip(draw(key, state, n, cfg, limit), -1, 1)))
         rows.append({"limit": limit if np.isfinite(limit) else None, **found})
         print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
-    floor = measure(real, control)
+    floor, floor_spread = samples.mean_and_spread([measure(real, control) for control in controls])
     options.results.mkdir(parents=True, exist_ok=True)
     save_curves(options.results / f"{result.file_name(name)}.png", rows, floor)
     facts = {
@@ -139,7 +140,7 @@ def main(options: Options) -> None:
         "seed": options.seed,
     }
     path = options.results / f"{result.file_name(name)}.json"
-    result.save(path, {**facts, "floor": floor, "rows": rows}, since)
+    result.save(path, {**facts, "floor": floor, "floor_spread": floor_spread, "rows": rows}, since)
 
 
 if __name__ == "__main__":

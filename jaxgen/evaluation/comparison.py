@@ -39,7 +39,8 @@ def compare(
     for name, draw in draws.items():
         fake = samples.drawn(samples.draw_key(key), draw, len(against.test))
         distance, floors = samples.frechet_distances(against, against.features(fake))
-        found = metric(distance, "", len(fake), float(np.mean(floors)), float(np.std(floors, ddof=1)))
+        floor, spread = samples.mean_and_spread([{"frechet": value} for value in floors])
+        found = metric(distance, "", len(fake), floor["frechet"], spread["frechet"])
         metrics[f"frechet{suffix}, {name}"] = found
     if picture is not None:
         rows = [np.asarray(draw(key, COLUMNS)) for draw in draws.values()]

@@ -11,7 +11,7 @@ and where the data have known modes these are counted. Sequences of symbols have
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -169,6 +169,13 @@ def of_labels(key: Array, draw: Any, label: np.ndarray, *arguments: Any, batch_s
     return np.concatenate([np.asarray(x, np.float32) for x in drawn])
 
 
+def mean_and_spread(draws: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
+    """The means and the standard deviations of numbers by name over several draws."""
+    drawn = {name: [draw[name] for draw in draws] for name in draws[0]}
+    means = {name: float(np.mean(values)) for name, values in drawn.items()}
+    return means, {name: float(np.std(values, ddof=1)) for name, values in drawn.items()}
+
+
 class _Found(NamedTuple):
     value: float
     floor: float
@@ -210,12 +217,11 @@ def _compare(against, of_fake):
 
 def _beside_floors(values, floors, units=None):
     """The values of metrics by name, with the mean and spread of those of the floors."""
-    found = {}
-    for name, value in values.items():
-        drawn = [floor[name] for floor in floors]
-        unit = "" if units is None else units[name]
-        found[name] = _Found(value, float(np.mean(drawn)), float(np.std(drawn, ddof=1)), unit)
-    return found
+    floor, spread = mean_and_spread(floors)
+    return {
+        name: _Found(value, floor[name], spread[name], "" if units is None else units[name])
+        for name, value in values.items()
+    }
 
 
 def _frechet(first, second):
