@@ -53,7 +53,7 @@ def evaluate(key, state, train, test, cfg, folder, num_samples):
             plot.save_grid(folder / "manifold.png", images, columns=MANIFOLD_SIDE, gap=0)
     if cfg.num_latents == 2 and not isinstance(cfg.posterior, Categorical) and "label" in batch:
         batch = test[:2000]
-        codes = vae.encode(state, observed(batch), cfg, batch["label"])
+        codes = vae.encode(state, observed(batch), cfg, batch["label"] if cfg.conditional else None)
         plot.save_labelled_points(folder / "codes.png", codes, batch["label"], test.label_names)
     metrics = likelihoods(key, vae, state, test, cfg, num_samples)
     if cfg.conditional:

@@ -58,8 +58,8 @@ def save_codes(path, z, state, cfg):
     """Each continuous code in turn from -2 to 2, twice as far as in training, under three of the classes."""
     dimensions = range(cfg.num_latents, len(z))
     rows = [interpolate.traverse(z, dimension, jnp.linspace(-2, 2, SIDE)) for dimension in dimensions]
-    codes, classes = jnp.concatenate(rows), range(min(3, gan.num_labels(cfg)) or 1)
-    images = [gan.decode(state, codes, cfg, jnp.full(len(codes), label)) for label in classes]
+    codes, classes = jnp.concatenate(rows), range(min(3, gan.num_labels(cfg))) or [None]
+    images = [gan.decode(state, codes, cfg, label) for label in classes]
     plot.save_grid(path, jnp.concatenate(images), SIDE)
 
 

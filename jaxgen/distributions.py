@@ -15,14 +15,22 @@ from jax import Array
 
 def sum_per_example(x: Array) -> Array:
     """Sum over every axis but the first, (B, ...) -> (B,)."""
-    return x.reshape(x.shape[0], -1).sum(-1)
+    return _flat(x).sum(-1)
 
 
 def bernoulli_log_prob(x: Array, logits: Array) -> Array:
-    """log p(x) of independent bits x in {0, 1} with p(1) = sigmoid(logits), (B,)."""
+    """log p(x) of independent bits x in {0, 1} with p(1) = sigmoid(logits), (B,).
+
+    What is no bit is taken for the nearest.
+    """
     # Flat before the arithmetic, which XLA then fuses with the sum.
-    x, logits = (a.reshape(a.shape[0], -1) for a in (x, logits.astype(jnp.float32)))
-    return (jnp.where(x > 0.5, logits, 0.0) - _softplus(logits)).sum(-1)
+    x, logits = _flat(x), _flat(logits.astype(jnp.float32))
+    return -_softplus(jnp.where(x > 0.5, -logits, logits)).sum(-1)
+
+
+def _flat(x: Array) -> Array:
+    """(B, ...) -> (B, D), also of no examples."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 @jax.custom_jvp
@@ -55,9 +63,11 @@ def normal_log_prob(x: Array, mean: Array | float = 0.0, log_variance: Array | f
 def discretized_normal_log_prob(x: Array, mean: Array, log_variance: Array, levels: int) -> Array:
     """log P(x) of `levels` values spread over [-1, 1] under a normal integrated over each, (B,).
 
-    The outermost values take the tails, so the probabilities of all levels sum to one.
+    The outermost values take the tails, so the probabilities of all levels sum to one. What lies beyond
+    them is taken for them.
     """
     scale, half = jnp.exp(-0.5 * log_variance), 1 / (levels - 1)
+    x = jnp.clip(x, -1.0, 1.0)
     difference = x - mean
     # Both ends below the mean, by symmetry: there the logarithms of the tails differ most.
     sign = jnp.where(difference > 0, -1.0, 1.0)
@@ -87,9 +97,15 @@ def kl_normal(
 
 
 def lognormal_log_prob(z: Array, mean: Array | float = 0.0, log_variance: Array | float = 0.0) -> Array:
-    """log p(z) where log z ~ N(mean, exp(log_variance)) with independent coordinates, z > 0, (B,)."""
-    log_z = jnp.log(jnp.float32(z))
-    return normal_log_prob(log_z, mean, log_variance) - sum_per_example(log_z)
+    """log p(z) where log z ~ N(mean, exp(log_variance)) with independent coordinates, (B,).
+
+    -inf unless all coordinates are positive.
+    """
+    z = jnp.float32(z)
+    positive = z > 0
+    log_z = jnp.log(jnp.where(positive, z, 1.0))
+    log_prob = normal_log_prob(log_z, mean, log_variance) - sum_per_example(log_z)
+    return jnp.where(positive.reshape(len(z), -1).all(1), log_prob, -jnp.inf)
 
 
 def kl_lognormal(
@@ -108,7 +124,9 @@ def kl_lognormal(
 def kl_categorical(logits: Array) -> Array:
     """KL(softmax(logits) || uniform) over the last axis, summed over the variables, (B, ..., K) -> (B,)."""
     log_probability = jax.nn.log_softmax(jnp.float32(logits))
-    return sum_per_example(jnp.exp(log_probability) * (log_probability + math.log(logits.shape[-1])))
+    possible = log_probability > -jnp.inf
+    log_ratio = jnp.where(possible, log_probability, 0.0) + math.log(logits.shape[-1])
+    return sum_per_example(jnp.where(possible, jnp.exp(log_probability) * log_ratio, 0.0))
 
 
 def geometric_js_normal(
@@ -154,7 +172,11 @@ def importance_weighted_bound(
     Args:
         propose: key -> (z, log q(z | x) (B,)).
         log_joint: z -> log p(x, z), (B,).
+
+    Raises ValueError for no draws.
     """
+    if num_samples < 1:
+        raise ValueError(f"a bound takes at least 1 draw of z, not {num_samples}")
 
     def accumulate(carry, index):
         largest, total = carry
@@ -199,9 +221,9 @@ def gumbel_softmax(key: Array, logits: Array, temperature: Array | float, hard: 
 def discretized_logistic_mixture_log_prob(x: Array, parameters: Array, levels: int = 256) -> Array:
     """log P(x) of pixels under a mixture of logistics integrated over each level, (B,).
 
-    The `levels` values of a pixel exhaust its probability: -1 and 1 take the tails. In colour the mixture
-    component is shared by a pixel's channels, and the means of green and blue are linear in the channels
-    before them (Salimans et al. 2017).
+    The `levels` values of a pixel exhaust its probability: -1 and 1 take the tails, and what lies beyond them
+    is taken for them. In colour the mixture component is shared by the channels of a pixel, and the means of
+    green and blue are linear in the channels before them (Salimans et al. 2017).
 
     Args:
         x: (B, ..., C) levels on [-1, 1], 2 / (levels - 1) apart, with one or three channels.
@@ -209,7 +231,7 @@ def discretized_logistic_mixture_log_prob(x: Array, parameters: Array, levels: i
             means, C K log-scales (never below -7), and in colour 3 K coefficients, squashed by tanh.
     """
     logits, means, log_scales, coefficients = _mixture(parameters, x.shape[-1])
-    x = jnp.float32(x)[..., None]
+    x = jnp.clip(jnp.float32(x), -1.0, 1.0)[..., None]
     if coefficients is not None:
         red, green = x[..., 0, :], x[..., 1, :]
         shifts = [jnp.zeros_like(red), *_colour_shifts(coefficients, red, green)]

@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 
 from jaxgen import distributions
+from jaxgen.autoencoder import posteriors
 
 
 def test_bernoulli_sums_to_one_over_all_images():
@@ -305,3 +306,61 @@ def test_systematic_resampling_draws_by_weight():
     error = np.sqrt(counts.var(0) / len(counts))
     assert (abs(counts.mean(0) - 3 * weights) < 4 * error + 1e-6).all()
     assert (abs(counts - 3 * weights) < 1).all()
+
+
+EDGES = [-np.inf, -1.0, -1e-30, 0.0, 1e-30, 1.0, np.inf]
+"""Where densities end, and what lies outside of them."""
+
+
+def test_densities_at_the_edge_and_outside_are_those_of_scipy():
+    z = np.array(EDGES, np.float32)[:, None]
+    for ours, theirs in (
+        (distributions.normal_log_prob, normal(*Q)),
+        (distributions.lognormal_log_prob, lognormal(*Q)),
+    ):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            expected = theirs.logpdf(z.astype(np.float64))[:, 0]
+        np.testing.assert_allclose(ours(z, *Q), expected, rtol=1e-5)
+    # One coordinate outside is enough, and it has no slope.
+    pair = jnp.array([[1.0, 0.0], [2.0, 0.5]])
+    assert np.isneginf(distributions.lognormal_log_prob(pair)).tolist() == [True, False]
+    assert np.isfinite(jax.grad(lambda z: distributions.lognormal_log_prob(z)[1])(pair)).all()
+
+
+def test_certain_bits_and_categories_are_those_of_scipy():
+    logits, x = np.meshgrid([-np.inf, -3.0, 3.0, np.inf], [0.0, 1.0])
+    with np.errstate(divide="ignore"):
+        expected = scipy.stats.bernoulli.logpmf(x, scipy.special.expit(logits)).ravel()
+    found = distributions.bernoulli_log_prob(*(jnp.float32(a).reshape(-1, 1) for a in (x, logits)))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    impossible = jnp.array([[[0.0, -jnp.inf, 0.0]]])
+    expected = scipy.special.rel_entr([0.5, 0.0, 0.5], np.full(3, 1 / 3)).sum()
+    assert distributions.kl_categorical(impossible)[0] == pytest.approx(expected, rel=1e-5)
+    posterior = posteriors.Categorical(3)
+    found = posterior.log_prob(jnp.repeat(impossible, 3, 0), jnp.eye(3)[:, None])
+    np.testing.assert_allclose(found, [np.log(0.5), -np.inf, np.log(0.5)], rtol=1e-5)
+
+
+@pytest.mark.parametrize("levels", [2, 256])
+def test_levels_far_from_the_mean_are_those_of_scipy(levels):
+    """Of a normal and of a logistic, in the tails of both, at the outermost levels and beyond them."""
+    x, half = np.array([-1.0, -1 + 2 / (levels - 1), 1.0, 1.5, -7.0]), 1 / (levels - 1)
+    for mean, scale in ((0.1, 0.01), (-1.5, 0.02), (0.9, 0.1), (0.0, 5.0)):
+        for distribution in (scipy.stats.norm(mean, scale), scipy.stats.logistic(mean, scale)):
+            level = np.clip(x, -1, 1)
+            low = np.where(level < half - 1, -np.inf, level - half)
+            high = np.where(level > 1 - half, np.inf, level + half)
+            upper = low > mean  # the smaller tails
+            logs = np.where(upper, distribution.logsf(low), distribution.logcdf(high))
+            less = np.where(upper, distribution.logsf(high), distribution.logcdf(low))
+            with np.errstate(divide="ignore"):
+                expected = logs + np.log1p(-np.exp(less - logs))
+            if distribution.dist.name == "norm":
+                same = np.full((5, 1), mean, np.float32), np.full((5, 1), 2 * np.log(scale), np.float32)
+                found = distributions.discretized_normal_log_prob(jnp.float32(x)[:, None], *same, levels)
+            else:
+                parameters = jnp.tile(jnp.float32([0.0, mean, np.log(scale)]), (5, 1))
+                found = distributions.discretized_logistic_mixture_log_prob(
+                    jnp.float32(x)[:, None], parameters, levels
+                )
+            np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3, err_msg=str((mean, scale)))

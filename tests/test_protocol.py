@@ -231,6 +231,11 @@ def test_samples_look_like_the_data(case):
     assert (first != other).any()
 
 
+def test_no_samples_are_an_empty_array(case):
+    draw = lambda key: case.family.sample(key, case.state, 0, case.cfg)
+    assert jax.eval_shape(draw, jax.random.key(0)).shape == (0, *case.dataset.shape)
+
+
 def test_capabilities_return_what_they_promise(case):
     """Shapes of every capability, and a measure of every likelihood; the family's own test has numbers."""
     family, cfg, x, key = case.family, case.cfg, observed(case.batch), jax.random.key(1)

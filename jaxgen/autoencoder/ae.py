@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxgen import distributions, values
+from jaxgen import distributions, keys, values
 from jaxgen.autoencoder.corruptions import Corruption, GaussianNoise, Masking, SaltAndPepper
 from jaxgen.autoencoder.networks import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder, with_first_bias
 from jaxgen.types import Batch, Metrics, observed
@@ -77,7 +77,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
 
     Raises ValueError for a shape that the convolutional networks cannot take.
     """
-    encoder_key, decoder_key, step_key = jax.random.split(key, 3)
+    encoder_key, decoder_key, step_key = keys.named(key, "encoder", "decoder", "steps")
     params = {
         "encoder": _encoder(cfg).init(encoder_key, jnp.zeros((1, *cfg.shape))).get("params", {}),
         "decoder": _decoder(cfg).init(decoder_key, jnp.zeros((1, cfg.num_latents))).get("params", {}),
@@ -158,7 +158,9 @@ def update_moments(moments: Moments, z: Array, decay: Array | float) -> Moments:
 
 def _objective(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, tuple[Metrics, Array]]:
     x = observed(batch)
-    z = _encode(params, x if cfg.corruption is None else cfg.corruption(key, x), cfg)
+    z = _encode(
+        params, x if cfg.corruption is None else cfg.corruption(keys.named(key, "corruption"), x), cfg
+    )
     output = _decode(params, z, cfg)
     value = _error(output, x, cfg).mean()
     return value, ({"loss": value, "mse": ((output - x) ** 2).mean()}, z)

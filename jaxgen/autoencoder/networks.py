@@ -165,7 +165,7 @@ def activation(module: Any) -> Callable[[Array], Array]:
 
 def flat(x: Array, *label: Array) -> Array:
     """x (B, ...) as (B, D), followed by labels (B, num_classes)."""
-    return jnp.concatenate([x.reshape(x.shape[0], -1), *label], -1)
+    return jnp.concatenate([x.reshape(x.shape[0], math.prod(x.shape[1:])), *label], -1)
 
 
 def with_first_bias(params: Any, x: Array, first_bias: Callable[[Array], Array]) -> Any:

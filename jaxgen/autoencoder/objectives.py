@@ -107,6 +107,10 @@ class Objective(Value):
 
     num_samples: int
 
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise ValueError(f"a bound takes at least 1 draw of z, not {self.num_samples}")
+
     def check(self, posterior: Posterior) -> None:
         """Raises ValueError for a posterior that the objective cannot take."""
 

@@ -176,7 +176,8 @@ class Categorical(Posterior):
 
     def log_prob(self, q: Any, z: Array) -> Array:
         """log q(z) of one-hot z, (B,)."""
-        return distributions.sum_per_example(z * jax.nn.log_softmax(q))
+        # What is not drawn counts as nothing, also where it cannot be drawn.
+        return distributions.sum_per_example(jnp.where(z == 0, 0.0, z * jax.nn.log_softmax(q)))
 
     def kl(self, q: Any) -> Array:
         """KL to uniform categories, (B,)."""

@@ -36,12 +36,13 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxgen import distributions, values
+from jaxgen import distributions, keys, labels, values
 from jaxgen.autoencoder import likelihoods, objectives, posteriors
 from jaxgen.autoencoder.likelihoods import Bernoulli, Likelihood, LogisticMixture
 from jaxgen.autoencoder.networks import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder, with_first_bias
 from jaxgen.autoencoder.objectives import ELBO, IWAE, DReG, Objective
 from jaxgen.autoencoder.posteriors import Categorical, LogNormal, Posterior
+from jaxgen.labels import Label
 from jaxgen.types import Batch, Metrics, observed
 
 
@@ -98,13 +99,12 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     Raises ValueError for a shape that the networks or the likelihood cannot take, and for parts that do not
     go together.
     """
-    if cfg.conditional and not cfg.num_classes:
-        raise ValueError("a conditional VAE needs labels: this data set has none, or num_classes is not set")
+    labels.check_conditional(cfg)
     likelihood = _likelihood(cfg)
     likelihood.check(cfg.shape)
     cfg.objective.check(cfg.posterior)
-    encoder_key, decoder_key, step_key = jax.random.split(key, 3)
-    label = _one_hot(jnp.zeros(1, jnp.int32), cfg)
+    encoder_key, decoder_key, step_key = keys.named(key, "encoder", "decoder", "steps")
+    label = _one_hot(0 if cfg.conditional else None, 1, cfg)
     z = cfg.posterior.mean(cfg.posterior.prior(1, cfg.num_latents))
     params = {
         "encoder": _encoder(cfg).init(encoder_key, jnp.zeros((1, *cfg.shape)), *label).get("params", {}),
@@ -123,8 +123,9 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config, step: Array | int =
     `batch["label"]` (B,) is needed if conditional. `step` sets the temperature of categorical latents; as
     their draws are relaxed, the value beside the loss is then called "relaxed_elbo": it bounds nothing.
     """
-    data_key, latent_key, objective_key = jax.random.split(key, 3)
-    x, label = _likelihood(cfg).training_targets(data_key, observed(batch)), _one_hot(batch.get("label"), cfg)
+    data_key, latent_key, objective_key = keys.named(key, "data", "latents", "objective")
+    x = _likelihood(cfg).training_targets(data_key, observed(batch))
+    label = _one_hot(labels.of_batch(batch, labels.count(cfg)), len(x), cfg)
     q = _posterior(params, x, label, cfg)
     repeated = jax.tree.map(lambda a: a.repeat(cfg.objective.num_samples, 0), (q, x, label))
     rows = objectives.Rows(cfg.posterior.draw(latent_key, repeated[0], step), *repeated)
@@ -142,24 +143,22 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
-def sample(
-    key: Array, state: State, n: int, cfg: Config, label: Array | int | None = None, mean: bool = True
-) -> Array:
+def sample(key: Array, state: State, n: int, cfg: Config, label: Label = None, mean: bool = True) -> Array:
     """n decoded draws of the prior, (n, *shape): means of p(x | z), or with `mean=False` draws from it.
 
-    If conditional, of the `label` given, one for all or (n,), else of labels drawn uniformly.
+    If conditional, of the `label` given, one for all or (n,), else of labels drawn uniformly. Raises
+    ValueError for a label of an unconditional model and for a label of no class, here and below.
     """
-    latent_key, noise_key, label_key = jax.random.split(key, 3)
-    if cfg.conditional and label is None:
-        label = jax.random.randint(label_key, (n,), 0, cfg.num_classes)
+    latent_key, noise_key, label_key = keys.named(key, "latents", "noise", "label")
+    label = labels.drawn(label_key, label, n, labels.count(cfg))
     z = cfg.posterior.sample(latent_key, cfg.posterior.prior(n, cfg.num_latents))
     if mean:
         return decode(state, z, cfg, label)
-    output = _output(state.params, z, _one_hot(label, cfg, n), cfg)
+    output = _output(state.params, z, _one_hot(label, n, cfg), cfg)
     return _likelihood(cfg).sample(noise_key, state.params["likelihood"], output)
 
 
-def elbo(key: Array, state: State, x: Array, cfg: Config, label: Array | None = None) -> Array:
+def elbo(key: Array, state: State, x: Array, cfg: Config, label: Label = None) -> Array:
     """E_q[log p(x | z)] - KL with one draw of z, a lower bound on log p(x) in nats, (B,).
 
     See `measure`: bits are drawn from x here, and a density is at x as it stands, so that levels are to be
@@ -168,15 +167,15 @@ def elbo(key: Array, state: State, x: Array, cfg: Config, label: Array | None = 
     """
     if cfg.conditional and label is None:
         return iwae(key, state, x, cfg, num_samples=1)
-    data_key, latent_key = jax.random.split(key)
-    x, labels = _likelihood(cfg).targets(data_key, x), _one_hot(label, cfg)
-    q = _posterior(state.params, x, labels, cfg)
+    data_key, latent_key = keys.named(key, "data", "latents")
+    x, hot = _likelihood(cfg).targets(data_key, x), _one_hot(label, len(x), cfg)
+    q = _posterior(state.params, x, hot, cfg)
     z = cfg.posterior.sample(latent_key, q)
-    return _log_likelihood(state.params, z, x, labels, cfg) - cfg.posterior.kl(q)
+    return _log_likelihood(state.params, z, x, hot, cfg) - cfg.posterior.kl(q)
 
 
 def iwae(
-    key: Array, state: State, x: Array, cfg: Config, num_samples: int = 1000, label: Array | None = None
+    key: Array, state: State, x: Array, cfg: Config, num_samples: int = 1000, label: Label = None
 ) -> Array:
     """Importance-weighted lower bound on log p(x) with `num_samples` draws of z, in nats, (B,).
 
@@ -184,40 +183,34 @@ def iwae(
     number. What it is of is as in `elbo`. If conditional the bound is on log p(x | label), or without a label
     on log p(x): then every class has its own draws, and p(x) is the mean over classes.
     """
-    if cfg.conditional and label is None:
-        given = lambda c: iwae(key, state, x, cfg, num_samples, jnp.full(x.shape[0], c))
-        bounds = jax.lax.map(given, jnp.arange(cfg.num_classes))
-        return jax.nn.logsumexp(bounds, 0) - jnp.log(cfg.num_classes)
-    data_key, latent_key = jax.random.split(key)
-    x, labels = _likelihood(cfg).targets(data_key, x), _one_hot(label, cfg)
-    posterior, q = cfg.posterior, _posterior(state.params, x, labels, cfg)
-    prior = posterior.prior(len(x), cfg.num_latents)
+    data_key, latent_key = keys.named(key, "data", "latents")
+    x = _likelihood(cfg).targets(data_key, x)
+    if not cfg.conditional or label is not None:
+        return _iwae(latent_key, state, x, cfg, num_samples, label)
 
-    def propose(key):
-        z = posterior.sample(key, q)
-        return z, posterior.log_prob(q, z)
+    def given(c):
+        own_key = jax.random.fold_in(latent_key, c)
+        return _iwae(own_key, state, x, cfg, num_samples, jnp.full(x.shape[0], c))
 
-    def log_joint(z):
-        return _log_likelihood(state.params, z, x, labels, cfg) + posterior.log_prob(prior, z)
-
-    return distributions.importance_weighted_bound(latent_key, propose, log_joint, num_samples)
+    bounds = jax.lax.map(given, jnp.arange(cfg.num_classes))
+    return jax.nn.logsumexp(bounds, 0) - jnp.log(cfg.num_classes)
 
 
-def encode(state: State, x: Array, cfg: Config, label: Array | None = None) -> Array:
+def encode(state: State, x: Array, cfg: Config, label: Label = None) -> Array:
     """Posterior mean E_q[z | x] of data x (B, *shape), (B, num_latents); categorical: the probabilities.
 
     `label` (B,) is needed if conditional, here and below.
     """
-    return cfg.posterior.mean(_posterior(state.params, x, _one_hot(label, cfg), cfg))
+    return cfg.posterior.mean(_posterior(state.params, x, _one_hot(label, len(x), cfg), cfg))
 
 
-def decode(state: State, z: Array, cfg: Config, label: Array | int | None = None) -> Array:
+def decode(state: State, z: Array, cfg: Config, label: Label = None) -> Array:
     """E[x | z] in the space of the data, (B, *shape); z as `encode` gives it."""
-    output = _output(state.params, z, _one_hot(label, cfg, len(z)), cfg)
+    output = _output(state.params, z, _one_hot(label, len(z), cfg), cfg)
     return _likelihood(cfg).mean(state.params["likelihood"], output)
 
 
-def reconstruct(state: State, x: Array, cfg: Config, label: Array | None = None) -> Array:
+def reconstruct(state: State, x: Array, cfg: Config, label: Label = None) -> Array:
     """x decoded from its posterior mean, (B, *shape)."""
     return decode(state, encode(state, x, cfg, label), cfg, label)
 
@@ -232,14 +225,26 @@ def from_codes(state: State, codes: Array, cfg: Config) -> Array:
     return decode(state, codes, cfg)
 
 
-def _one_hot(label: Array | int | None, cfg: Config, n: int | None = None) -> tuple[Array, ...]:
-    """What the networks are given beside their input: nothing, or one-hot labels (B, num_classes)."""
-    if not cfg.conditional:
-        return ()
-    if label is None:
-        raise ValueError("this VAE is conditional: give the label of every example")
-    label = jnp.asarray(label)
-    return (jax.nn.one_hot(label if n is None else jnp.broadcast_to(label, (n,)), cfg.num_classes),)
+def _iwae(key: Array, state: State, x: Array, cfg: Config, num_samples: int, label: Label) -> Array:
+    """The bound of `iwae` for targets x, (B,)."""
+    hot = _one_hot(label, len(x), cfg)
+    posterior, q = cfg.posterior, _posterior(state.params, x, hot, cfg)
+    prior = posterior.prior(len(x), cfg.num_latents)
+
+    def propose(key):
+        z = posterior.sample(key, q)
+        return z, posterior.log_prob(q, z)
+
+    def log_joint(z):
+        return _log_likelihood(state.params, z, x, hot, cfg) + posterior.log_prob(prior, z)
+
+    return distributions.importance_weighted_bound(key, propose, log_joint, num_samples)
+
+
+def _one_hot(label: Label, n: int, cfg: Config) -> tuple[Array, ...]:
+    """What the networks are given beside their input: nothing, or one-hot labels (n, num_classes)."""
+    given = labels.given(label, n, labels.count(cfg))
+    return () if given is None else (jax.nn.one_hot(given, cfg.num_classes),)
 
 
 def _posterior(params: Any, x: Array, label: tuple[Array, ...], cfg: Config) -> Any:

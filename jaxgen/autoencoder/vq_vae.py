@@ -10,7 +10,8 @@ codebook follows the encoder by moving averages of what each vector stood for (a
 
     n_k <- gamma n_k + (1 - gamma) count_k,   s_k <- gamma s_k + (1 - gamma) sum of its z,   e_k = s_k / n_k,
 
-with n_k smoothed by epsilon. A vector that hardly any z is nearest to is put onto a random one.
+with n_k smoothed by epsilon. A vector that no z of a step is nearest to stays in place; one that
+hardly any z was nearest to in a while is put onto a random one.
 
 `sample` draws every position by itself from the frequencies its codes had in the latest steps. That ignores
 how positions depend on each other, so samples are much worse than reconstructions: the prior of the paper is
@@ -30,7 +31,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from jaxgen import values
+from jaxgen import keys, values
 from jaxgen.autoencoder.networks import DenseDecoder
 from jaxgen.autoencoder.vector_networks import DenseEncoder, ResidualDecoder, ResidualEncoder
 from jaxgen.types import Batch, Metrics, observed
@@ -82,7 +83,8 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
 
     Raises ValueError for a shape that the convolutional networks cannot take.
     """
-    encoder_key, decoder_key, codebook_key, step_key = jax.random.split(key, 4)
+    encoder_key, decoder_key, step_key = keys.named(key, "encoder", "decoder", "steps")
+    codebook_key = keys.named(key, "codebook")
     z = jnp.zeros((1, *positions(cfg), cfg.code_size))
     trained = {
         "encoder": _encoder(cfg).init(encoder_key, jnp.zeros((1, *cfg.shape))).get("params", {}),
@@ -123,18 +125,24 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     trained = optax.apply_updates(trained, updates)
     used = jax.nn.one_hot(indices.reshape(len(indices), -1), cfg.num_codes, dtype=jnp.float32)
     counts, sums = update_statistics(state.counts, state.sums, z, used, cfg)
-    counts, sums, revived = revive(key, counts, sums, z, cfg)
+    counts, sums, dead = revive(keys.named(key, "revival"), counts, sums, z, cfg)
+    # Smoothing would draw what hardly any z is nearest to to 0.
+    moved, vectors = (used > 0).any((0, 1)) | dead, codebook(counts, sums, cfg)
     decay = jnp.minimum(cfg.decay, state.step / (state.step + 1)).astype(jnp.float32)
     state = State(
         step=state.step + 1,
         key=state.key,
-        params={**trained, "codebook": codebook(counts, sums, cfg)},
+        params={**trained, "codebook": jnp.where(moved[:, None], vectors, state.params["codebook"])},
         opt_state=opt_state,
         counts=counts,
         sums=sums,
         frequencies=decay * state.frequencies + (1 - decay) * used.mean(0),
     )
-    return state, {**metrics, "perplexity": perplexity(used.mean((0, 1))), "revived": revived}
+    return state, {
+        **metrics,
+        "perplexity": perplexity(used.mean((0, 1))),
+        "revived": dead.sum().astype(jnp.float32),
+    }
 
 
 def sample(key: Array, state: State, n: int, cfg: Config) -> Array:
@@ -180,6 +188,8 @@ def positions(cfg: Config) -> tuple[int, ...]:
 
 def nearest(z: Array, codebook: Array) -> Array:
     """Index of the vector of `codebook` (K, D) nearest to each of z (..., D), int32 (...)."""
+    centre = codebook.mean(0)  # far from 0 the products lose the digits that tell vectors apart
+    z, codebook = z - centre, codebook - centre
     product = jnp.matmul(z, codebook.T, precision="highest")
     return jnp.argmin(0.5 * (codebook**2).sum(1) - product, -1).astype(jnp.int32)
 
@@ -197,12 +207,12 @@ def update_statistics(counts: Array, sums: Array, z: Array, used: Array, cfg: Co
 
 
 def revive(key: Array, counts: Array, sums: Array, z: Array, cfg: Config) -> tuple[Array, Array, Array]:
-    """Counts and sums with those of hardly used vectors as if each stood for a random z, and their number."""
+    """Counts and sums with those of hardly used vectors as if each stood for a random z, and which, (K,)."""
     z, mean = z.reshape(-1, cfg.code_size), counts.mean()
     dead = counts < cfg.revive_below * mean
     fresh = z[jax.random.randint(key, (cfg.num_codes,), 0, len(z))]
     counts, sums = jnp.where(dead, mean, counts), jnp.where(dead[:, None], mean * fresh, sums)
-    return counts, sums, dead.sum().astype(jnp.float32)
+    return counts, sums, dead
 
 
 def codebook(counts: Array, sums: Array, cfg: Config) -> Array:

@@ -32,11 +32,11 @@ import numpy as np
 import optax
 from jax import Array
 
-from jaxgen import distributions, values
+from jaxgen import distributions, keys, values
 from jaxgen.diffusion import edm, guidance, networks, scan, schedules
 from jaxgen.diffusion.curricula import Distillation, Doubling, Fixed, LogNormal, Root, Training, Uniform
-from jaxgen.diffusion.guidance import Label
 from jaxgen.diffusion.processes import spread
+from jaxgen.labels import Label
 from jaxgen.types import Batch, Metrics, observed
 
 
@@ -92,7 +92,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     Raises ValueError for a shape the network cannot take.
     """
     del batch
-    params_key, step_key = jax.random.split(key)
+    params_key, step_key = keys.named(key, "params", "steps")
     params = networks.init(params_key, cfg)
     return _start(step_key, params, params, cfg)
 
@@ -153,7 +153,7 @@ def loss(
     """
     if cfg.objective.has_teacher and teacher is None:
         raise ValueError("distillation learns from a teacher: give its parameters, see `distil`")
-    index_key, noise_key, dropout_key = jax.random.split(key, 3)
+    index_key, noise_key, dropout_key = keys.named(key, "index", "noise", "dropout")
     y = observed(batch)
     count = y.shape[0]
     curriculum: Any = cfg.curriculum
@@ -261,11 +261,10 @@ def multistep(
 
 
 def _path(key, state, n, cfg, label, steps=None, levels=None):
-    noise_key, label_key = jax.random.split(key)
+    noise_key, label_key = keys.named(key, "noise", "label")
     if levels is None:
         steps = 1 if steps is None else steps
-        if steps < 1:
-            raise ValueError(f"a sampler takes at least 1 step, not {steps}")
+        scan.check_steps(steps)
         levels = schedules.karras(steps + 1, cfg.smallest_level, cfg.largest_level, cfg.exponent)[:-1]
     elif steps is not None:
         raise ValueError("give the number of steps or the levels, not both")

@@ -28,12 +28,13 @@ import numpy as np
 import optax
 from jax import Array
 
-from jaxgen import distributions, values
+from jaxgen import distributions, keys, values
 from jaxgen.diffusion import bound, networks, processes, samplers, scan, schedules
-from jaxgen.diffusion.guidance import Label, drawn, dropped, guided, labels
+from jaxgen.diffusion.guidance import drawn, dropped, guided, labels
 from jaxgen.diffusion.objectives import Bound, Hybrid, Simple
 from jaxgen.diffusion.samplers import DDIM, DDPM, DPMSolverPP, Heun
 from jaxgen.diffusion.schedules import Cosine, Linear, Quadratic, Sigmoid
+from jaxgen.labels import Label
 from jaxgen.types import Batch, Metrics, observed
 
 SCORE_TIMES = 10
@@ -91,7 +92,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """
     del batch
     _check(cfg)
-    params_key, step_key = jax.random.split(key)
+    params_key, step_key = keys.named(key, "params", "steps")
     params = networks.init(params_key, cfg, _num_outputs(cfg), jnp.int32)
     ema = jax.tree.map(jnp.copy, params)
     opt_state = values.gradient_transformation(cfg.optimizer).init(params)
@@ -103,7 +104,8 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Met
 
     One t an example estimates the sum over all of them. `batch["label"]` (B,) is needed if conditional.
     """
-    time_key, noise_key, label_key, flip_key, dropout_key = jax.random.split(key, 5)
+    time_key, noise_key, label_key = keys.named(key, "time", "noise", "label")
+    flip_key, dropout_key = keys.named(key, "flip", "dropout")
     x0, gaussian = observed(batch), process(cfg)
     count = x0.shape[0]
     if cfg.flip:
@@ -218,19 +220,24 @@ def elbo(
     if not 2 <= num_terms <= cfg.num_steps:
         raise ValueError(f"num_terms must lie in 2 to {cfg.num_steps}, got {num_terms}")
     gaussian, count, x = process(cfg), num_terms - 1, bound.rounded(x, cfg.levels)
-    offsets = jax.random.uniform(jax.random.fold_in(key, cfg.num_steps), (count, x.shape[0]))
+    offset_key, noise_key = keys.named(key, "offsets", "noise")
+    offsets = jax.random.uniform(offset_key, (count, x.shape[0]))
     width = (cfg.num_steps - 1) / count
     times = 1 + jnp.int32((jnp.arange(count)[:, None] + offsets) * width)
     times = jnp.minimum(times, cfg.num_steps - 1)
-    term = lambda t: _drawn_term(key, state, x, t, label, cfg)
-    total = jax.lax.map(term, times).sum(0) * width
-    return -(bound.prior_term(gaussian, x) + total + term(jnp.zeros(x.shape[0], jnp.int32)))
+    term = lambda row: _drawn_term(jax.random.fold_in(noise_key, row[0]), state, x, row[1], label, cfg)
+    total = jax.lax.map(term, (1 + jnp.arange(count), times)).sum(0) * width
+    return -(bound.prior_term(gaussian, x) + total + term((0, jnp.zeros(x.shape[0], jnp.int32))))
 
 
 def vlb_terms(key: Array, state: State, x: Array, cfg: Config, label: Label = None) -> Array:
     """The terms of the negative bound, in nats, (T + 1, B): -log p(x_0 | x_1), every KL, and that at T."""
-    x = bound.rounded(x, cfg.levels)
-    term = lambda t: _drawn_term(key, state, x, jnp.full(x.shape[0], t), label, cfg)
+    x, noise_key = bound.rounded(x, cfg.levels), keys.named(key, "noise")
+
+    def term(t):
+        t_key = jax.random.fold_in(noise_key, t)
+        return _drawn_term(t_key, state, x, jnp.full(x.shape[0], t), label, cfg)
+
     terms = jax.lax.map(term, jnp.arange(cfg.num_steps))
     return jnp.concatenate([terms, bound.prior_term(process(cfg), x)[None]])
 
@@ -256,11 +263,9 @@ def score(state: State, x: Array, cfg: Config) -> Array:
 
 
 def _drawn_term(key, state, x, t, label, cfg):
-    """A term of the bound at times t (B,), with x_t drawn by a key for each time, (B,)."""
+    """A term of the bound at times t (B,), with x_t drawn by the key, (B,)."""
     gaussian = process(cfg)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, t * x.shape[0] + jnp.arange(x.shape[0]))
-    noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
-    x_t = processes.q_sample(gaussian, x, t, noise)
+    x_t = processes.q_sample(gaussian, x, t, jax.random.normal(key, x.shape))
     prediction, v = _predict(state.ema, x_t, t, labels(label, x.shape[0], cfg), cfg)
     return _term(gaussian, prediction, v, x, x_t, t, cfg)
 
@@ -276,7 +281,7 @@ def _exponent(v):
 
 
 def _path(key, state, n, cfg, label, sampler=None, steps=None, guidance=None):
-    start_key, noise_key, label_key = jax.random.split(key, 3)
+    start_key, noise_key, label_key = keys.named(key, "start", "noise", "label")
     if steps is not None and steps > cfg.num_steps:
         raise ValueError(f"cannot sample in {steps} steps: the process has {cfg.num_steps}")
     sampler = scan.with_steps(cfg.sampler if sampler is None else sampler, steps)

@@ -23,11 +23,12 @@ import numpy as np
 import optax
 from jax import Array
 
-from jaxgen import distributions, values
+from jaxgen import distributions, keys, values
 from jaxgen.diffusion import networks, samplers, scan, schedules
-from jaxgen.diffusion.guidance import Label, drawn, dropped, guided
+from jaxgen.diffusion.guidance import drawn, dropped, guided
 from jaxgen.diffusion.level_samplers import Ancestral, Heun
 from jaxgen.diffusion.processes import spread
+from jaxgen.labels import Label
 from jaxgen.types import Batch, Metrics, observed
 
 DATA_STD = 0.5
@@ -89,7 +90,7 @@ def from_data(dataset: Any, cfg: Config) -> Config:
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state; `batch` is not used. Raises ValueError for a shape the network cannot take."""
     del batch
-    params_key, step_key = jax.random.split(key)
+    params_key, step_key = keys.named(key, "params", "steps")
     params = networks.init(params_key, cfg)
     ema = jax.tree.map(jnp.copy, params)
     opt_state = values.gradient_transformation(cfg.optimizer).init(params)
@@ -112,7 +113,7 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Met
     """Mean over the batch of the weighted squared error a dimension, which is 1 for F = 0 at data of std
     `data_std`; `batch["label"]` (B,) is needed if conditional.
     """
-    level_key, noise_key, label_key, dropout_key = jax.random.split(key, 4)
+    level_key, noise_key, label_key, dropout_key = keys.named(key, "level", "noise", "label", "dropout")
     y = observed(batch)
     count = y.shape[0]
     level = jnp.exp(cfg.log_level_mean + cfg.log_level_std * jax.random.normal(level_key, (count,)))
@@ -198,7 +199,7 @@ def score(state: State, x: Array, cfg: Config) -> Array:
 
 
 def _path(key, state, n, cfg, label, sampler=None, steps=None, guidance=None):
-    start_key, noise_key, label_key = jax.random.split(key, 3)
+    start_key, noise_key, label_key = keys.named(key, "start", "noise", "label")
     sampler = scan.with_steps(cfg.sampler if sampler is None else sampler, steps)
     model = denoiser(state, cfg, drawn(label_key, label, n, cfg), guidance)
     levels = schedules.karras(sampler.steps, cfg.smallest_level, cfg.largest_level, cfg.exponent)

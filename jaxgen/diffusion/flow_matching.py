@@ -21,11 +21,12 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxgen import distributions, values
+from jaxgen import distributions, keys, values
 from jaxgen.diffusion import bound, networks, ode, scan
-from jaxgen.diffusion.guidance import Label, drawn, dropped, guided, labels
+from jaxgen.diffusion.guidance import drawn, dropped, guided, labels
 from jaxgen.diffusion.ode import RK4, Euler, Heun, Midpoint
 from jaxgen.diffusion.processes import spread
+from jaxgen.labels import Label
 from jaxgen.types import Batch, Metrics, observed
 
 SINKHORN_STEPS = 50
@@ -83,7 +84,7 @@ class State(NamedTuple):
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state; `batch` is not used. Raises ValueError for a shape the network cannot take."""
     del batch
-    params_key, step_key = jax.random.split(key)
+    params_key, step_key = keys.named(key, "params", "steps")
     params = networks.init(params_key, cfg)
     ema = jax.tree.map(jnp.copy, params)
     opt_state = values.gradient_transformation(cfg.optimizer).init(params)
@@ -96,7 +97,8 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Met
     `batch["label"]` (B,) is needed if conditional. `batch["noise"]`, shaped as the data, is the noise they
     are paired with, as `reflow` makes it; else it is drawn and paired as `cfg.coupling` does.
     """
-    time_key, noise_key, pair_key, label_key, data_key, dropout_key = jax.random.split(key, 6)
+    time_key, noise_key, pair_key = keys.named(key, "time", "noise", "pairs")
+    label_key, data_key, dropout_key = keys.named(key, "label", "data", "dropout")
     x = bound.rounded(observed(batch), cfg.levels)
     count = x.shape[0]
     if cfg.levels:
@@ -106,9 +108,10 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Met
     else:
         coupling: Any = cfg.coupling
         noise = coupling(pair_key, x, jax.random.normal(noise_key, x.shape))
-    t = jax.random.uniform(time_key, (count,))
     if cfg.times == "logit_normal":
         t = jax.nn.sigmoid(jax.random.normal(time_key, (count,)))
+    else:
+        t = jax.random.uniform(time_key, (count,))
     x_t = (1 - spread(t, x)) * noise + spread(t, x) * x
     label = dropped(label_key, batch, cfg)
     error = _predict(params, x_t, t, label, cfg, dropout_key) - (x - noise)
@@ -124,8 +127,13 @@ def transport(key: Array, x: Array, noise: Array, entropy: float) -> Array:
     plan, by Sinkhorn's iteration on logarithms (Cuturi 2013). A partner may be drawn twice.
     """
     x, noise = (a.reshape(a.shape[0], -1) for a in (x, noise))
-    cost = (x**2).sum(-1)[:, None] + (noise**2).sum(-1) - 2 * x @ noise.T
-    logits = -cost / (entropy * cost.mean())
+    means = x.mean(0), noise.mean(0)
+    # Each about its own mean: that changes the cost by what depends on one of the two alone, and so no plan,
+    # while far from 0 the products lose the digits that tell partners apart.
+    x, noise = (a - mean for a, mean in zip((x, noise), means, strict=True))
+    products = jnp.matmul(x, noise.T, precision="highest")
+    cost = (x**2).sum(-1)[:, None] + (noise**2).sum(-1) - 2 * products
+    logits = -cost / (entropy * (cost.mean() + ((means[0] - means[1]) ** 2).sum()))
 
     def normalize(logits, _):
         logits = logits - jax.nn.logsumexp(logits, 1, keepdims=True)
@@ -249,12 +257,12 @@ def log_prob(
             raise ValueError("an estimated divergence draws probes: give log_prob a key")
         probes = jax.random.rademacher(key, (num_probes, *x.shape), x.dtype)
     sampler: Any = cfg.sampler
-    times = jnp.linspace(1.0, 0.0, (sampler.steps if steps is None else steps) + 1)
+    times = jnp.linspace(1.0, 0.0, scan.with_steps(sampler, steps).steps + 1)
     return ode.log_prob(velocity(state, cfg, label), x, times, distributions.normal_log_prob, probes)
 
 
 def _path(key, state, n, cfg, label, sampler=None, steps=None, guidance=None):
-    noise_key, label_key = jax.random.split(key)
+    noise_key, label_key = keys.named(key, "noise", "label")
     noise = jax.random.normal(noise_key, (n, *cfg.shape))
     label = drawn(label_key, label, n, cfg)
     return _flow(state, noise, cfg, label, sampler, steps, guidance)

@@ -13,70 +13,40 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
+import jaxgen.labels
+from jaxgen.labels import Label
 from jaxgen.types import Batch
-
-Label = Array | int | None
-"""Of samples: one for all, one for each, (n,), or none."""
 
 
 def labels(label: Label, n: int, cfg: Any) -> Any:
     """Labels (n,) int32, that for none where `label` is None; None for an unconditional model.
 
-    Raises ValueError as `check` does.
+    Raises ValueError as `labels.given` does.
     """
-    check(label, cfg)
-    if not cfg.conditional:
-        return None
-    label = jnp.asarray(cfg.num_classes if label is None else label, jnp.int32)
-    if label.shape not in ((), (1,), (n,)):
-        raise ValueError(f"labels of shape {label.shape} for {n} examples: give one for all, or one for each")
-    return jnp.broadcast_to(label, (n,))
+    if label is None and cfg.conditional:
+        return jnp.full(n, cfg.num_classes, jnp.int32)
+    return jaxgen.labels.given(label, n, jaxgen.labels.count(cfg))
 
 
-def check(label: Label, cfg: Any, guidance: Array | float | None = None) -> None:
-    """Raises ValueError for a label or guidance of an unconditional model, and for a label of no class.
-
-    Labels that are being traced cannot be looked at.
-    """
-    if not cfg.conditional and (guidance is not None or label is not None):
-        raise ValueError("an unconditional model takes no label and cannot be guided: train with conditional")
-    if label is None or isinstance(label, jax.core.Tracer):
-        return
-    known = np.asarray(label)
-    if not np.issubdtype(known.dtype, np.integer):
-        raise ValueError(f"labels are integers, not {known.dtype}")
-    wrong = known[(known < 0) | (known >= cfg.num_classes)]
-    if wrong.size:
-        raise ValueError(f"label {wrong.flat[0]} is of no class: there are 0 to {cfg.num_classes - 1}")
-
-
-def drawn(key: Array, label: Label, n: int, cfg: Any) -> Label:
+def drawn(key: Array, label: Label, n: int, cfg: Any) -> Array | None:
     """The labels of n samples: those given, else drawn uniformly; None for an unconditional model.
 
-    Raises ValueError as `check` does.
+    Raises ValueError as `labels.given` does.
     """
-    check(label, cfg)
-    if cfg.conditional and label is None:
-        return jax.random.randint(key, (n,), 0, cfg.num_classes)
-    return label
+    return jaxgen.labels.drawn(key, label, n, jaxgen.labels.count(cfg))
 
 
-def of_batch(batch: Batch, cfg: Any) -> Any:
+def of_batch(batch: Batch, cfg: Any) -> Array | None:
     """Labels to train on (B,) int32; None for an unconditional model.
 
     Raises ValueError for a batch without the labels that a conditional model needs.
     """
-    if not cfg.conditional:
-        return None
-    if "label" not in batch:
-        raise ValueError('a conditional model is trained on labels: the batch has no "label"')
-    return jnp.asarray(batch["label"], jnp.int32)
+    return jaxgen.labels.of_batch(batch, jaxgen.labels.count(cfg))
 
 
-def dropped(key: Array, batch: Batch, cfg: Any) -> Any:
+def dropped(key: Array, batch: Batch, cfg: Any) -> Array | None:
     """As `of_batch`, with that for none in place of a share `cfg.label_dropout` of them."""
     label = of_batch(batch, cfg)
     if label is None:
@@ -92,9 +62,11 @@ def guided(
     Unguided without `guidance`; else conditional and unconditional predictions come from one doubled batch.
     Of a tuple of predictions only the first is guided, and the others are the conditional ones.
 
-    Raises ValueError as `check` does.
+    Raises ValueError for a label of no class, and for a label or guidance of an unconditional model.
     """
-    check(label, cfg, guidance)
+    jaxgen.labels.check(label, jaxgen.labels.count(cfg))
+    if guidance is not None and not cfg.conditional:
+        raise ValueError("an unconditional model cannot be guided: train it with conditional")
 
     def model(x, t):
         rows = labels(label, x.shape[0], cfg)

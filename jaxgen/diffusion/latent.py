@@ -31,10 +31,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgen import types
+from jaxgen import keys, types
 from jaxgen.autoencoder import ae, vae, vq_vae
 from jaxgen.diffusion import ddpm, networks
-from jaxgen.diffusion.guidance import Label
+from jaxgen.labels import Label
 from jaxgen.types import Batch, Metrics, observed
 
 
@@ -112,8 +112,8 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
 
     Raises ValueError for a shape that one of the networks cannot take, and options that do not go together.
     """
-    first_key, key = jax.random.split(key)
-    return around(key, family_of(cfg.first).init(first_key, first_config(cfg), batch), cfg, batch)
+    first_key, prior_key = keys.named(key, "first", "prior")
+    return around(prior_key, family_of(cfg.first).init(first_key, first_config(cfg), batch), cfg, batch)
 
 
 def around(key: Array, first: Any, cfg: Config, batch: Batch | None = None) -> State:
@@ -134,8 +134,7 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     """
     x = observed(batch)
     if cfg.flip:
-        # ddpm splits the key of the step in five.
-        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 5)
+        key = keys.named(jax.random.fold_in(state.key, state.step), "flip before encoding")
         mirrored = jax.random.bernoulli(key, 0.5, (x.shape[0], 1, 1, 1))
         x = jnp.where(mirrored, x[:, :, ::-1], x)
     codes = {**batch, "image": encode(state, x, cfg)}

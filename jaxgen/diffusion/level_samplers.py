@@ -25,10 +25,12 @@ def edm_heun(
     key: Array | None = None,
     churn_range: tuple[float, float] = (0.0, math.inf),
     churn_noise: float = 1.0,
+    steepest: float = math.inf,
 ) -> scan.Path:
     """Heun's method for dx / dsigma = (x - D(x)) / sigma (Karras et al. 2022), x_0 (B, ...) in 2 S - 1 calls.
 
-    Second order; the step to 0 is Euler's. `churn` first raises each level within `churn_range` by the factor
+    Second order; the step to 0 is Euler's, and so are those on which the level falls by more than the factor
+    `steepest`. `churn` first raises each level within `churn_range` by the factor
     1 + min(churn / S, sqrt 2 - 1), with fresh noise of std `churn_noise` times what that asks for.
 
     Args:
@@ -56,6 +58,7 @@ def edm_heun(
         change = row["sigma_next"] - level
         first = slope(x, level)
         second = slope(x + change * first, row["sigma_next"])
+        second = jnp.where(level > steepest * row["sigma_next"], first, second)
         return x + change * 0.5 * (first + second)
 
     def last(x, row, index):

@@ -8,13 +8,14 @@ class embedding, with one for no class, and the compute dtype.
 """
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgen import values
+from jaxgen import labels, values
 from jaxgen.nn import dit, embed, patches, unet
 
 
@@ -126,11 +127,13 @@ class MLP(nn.Module):
         embedding = embed.sinusoidal(t, 64)
         if self.num_labels:
             embedding = jnp.concatenate([embedding, nn.Embed(self.num_labels, 64)(label)], -1)
-        h = x.reshape(shape[0], -1)
+        h = x.reshape(shape[0], math.prod(shape[1:]))
         for width in self.widths:
             h = nn.silu(dense(width)(h) + dense(width)(embedding))
             h = nn.Dropout(self.dropout, deterministic=not train)(h)
-        h = nn.Dense(x[0].size * num_outputs, dtype=self.dtype, kernel_init=nn.initializers.zeros)(h)
+        h = nn.Dense(math.prod(shape[1:]) * num_outputs, dtype=self.dtype, kernel_init=nn.initializers.zeros)(
+            h
+        )
         return jnp.float32(h).reshape(*shape[:-1], shape[-1] * num_outputs)
 
 
@@ -166,10 +169,7 @@ def init(key: Array, cfg: Any, num_outputs: int = 1, time: Any = jnp.float32) ->
     Raises ValueError for a shape that the network cannot take, and for a conditional model of data without
     labels.
     """
-    if cfg.conditional and not cfg.num_classes:
-        raise ValueError(
-            "a conditional model needs labels: this data set has none, or num_classes is not set"
-        )
+    labels.check_conditional(cfg)
     label = jnp.zeros(1, jnp.int32) if cfg.conditional else None
     inputs = jnp.zeros((1, *cfg.shape)), jnp.zeros(1, time), label, False
     return of(cfg, num_outputs).init(key, *inputs).get("params", {})

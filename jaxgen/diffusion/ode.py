@@ -35,10 +35,11 @@ METHODS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 def path(velocity: Callable[[Any, Array], Any], x: Any, times: Any, method: str = "heun") -> scan.Path:
     """The steps from x at the first of `times` (S + 1,) to the last; x may be a tuple, its first the state.
 
-    Raises ValueError for an unknown method.
+    Raises ValueError for an unknown method, and for less than one step.
     """
     if method not in METHODS:
         raise ValueError(f"no method {method!r}: there are {', '.join(METHODS)}")
+    scan.check_steps(len(times) - 1)
     nodes, weights = METHODS[method]
     times = jnp.asarray(times, jnp.result_type(*jax.tree.leaves(x)))
 

@@ -13,6 +13,9 @@ from jaxgen.diffusion.processes import Gaussian
 
 Model = scan.Model
 
+STEEPEST = 3.0
+"""The factor by which the level may fall on a step of Heun's method for it to be of second order."""
+
 SPACINGS = ("trailing", "leading", "linspace")
 
 
@@ -230,6 +233,9 @@ def heun(
     """`edm_heun` for a discrete process, x_0 (B, ...) in 2 S - 1 calls: x_t / alpha_t is data at noise level
     sigma_t / alpha_t. The states of its path are of that scale too.
 
+    Steps on which the level falls by more than the factor STEEPEST, such as the first of a cosine schedule,
+    are Euler's: the mean of two slopes at levels so far apart overshoots.
+
     Raises ValueError for a start without any signal.
     """
     times, (alpha, sigma), _ = _levels(process, timesteps, target)
@@ -245,7 +251,7 @@ def heun(
         estimate = processes.convert(process, model(x_t, t), x_t, t, target, "x0")
         return estimate if clip is None else jnp.clip(estimate, -clip, clip)
 
-    return edm_heun.path(denoise, x / jnp.asarray(alpha[0], x.dtype), sigmas)
+    return edm_heun.path(denoise, x / jnp.asarray(alpha[0], x.dtype), sigmas, steepest=STEEPEST)
 
 
 def _levels(process, timesteps, target):

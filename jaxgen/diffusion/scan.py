@@ -109,8 +109,13 @@ class Steps(values.Value):
     """Steps from noise to data."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"a sampler takes at least 1 step, not {self.steps}")
+        check_steps(self.steps)
+
+
+def check_steps(steps: int) -> None:
+    """Raises ValueError for a number of steps below 1."""
+    if steps < 1:
+        raise ValueError(f"a sampler takes at least 1 step, not {steps}")
 
 
 def with_steps(sampler: Any, steps: int | None) -> Any:

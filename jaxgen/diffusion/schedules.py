@@ -144,7 +144,11 @@ def karras(
     """Noise levels from `largest` to `smallest` in equal steps of sigma^(1 / exponent) (Karras et al. 2022).
 
     (num_steps,) float64, decreasing; the 0 that comes after is not among them.
+
+    Raises ValueError for no levels.
     """
+    if num_steps < 1:
+        raise ValueError(f"there is at least 1 noise level, not {num_steps}")
     return np.linspace(largest ** (1 / exponent), smallest ** (1 / exponent), num_steps) ** exponent
 
 

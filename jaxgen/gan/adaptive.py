@@ -131,7 +131,7 @@ class Adaptive(Augmentation):
         return Controller(jnp.zeros(()), jnp.zeros(()))
 
     def __call__(self, key: Array, x: Array, state: Controller) -> Array:
-        return augment(jax.random.fold_in(key, 1), x, self.transformations, state.probability)
+        return augment(key, x, self.transformations, state.probability)
 
     def update(
         self, state: Controller, sign: Array, step: Array, batch_size: int

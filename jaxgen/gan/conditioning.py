@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxgen import distributions
+from jaxgen import distributions, labels
 from jaxgen.nn import norm
 from jaxgen.types import Batch, Metrics, observed
 from jaxgen.values import Value
@@ -84,7 +84,7 @@ class ByClass(Conditioning):
         return self.num_classes or 0
 
     def labels(self, batch: Batch, key: Array) -> Array | None:
-        return batch["label"]
+        return labels.of_batch(batch, self.num_labels)
 
 
 @dataclasses.dataclass(frozen=True)

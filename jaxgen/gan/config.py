@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxgen import values
+from jaxgen import keys, values
 from jaxgen.gan.adaptive import Adaptive
 from jaxgen.gan.augment import DiffAugment, InstanceNoise
 from jaxgen.gan.conditioning import Auxiliary, Concat, Conditioning, Info, Projection
@@ -102,13 +102,14 @@ def num_labels(cfg: Config) -> int:
 def draw_codes(key: Array, n: int, cfg: Config, truncation: float | None = None) -> Array:
     """n draws of z, (n, num_latents and continuous codes): normal, and then even in [-1, 1]."""
     shape, count = (n, cfg.num_latents), conditioning_of(cfg).num_continuous_codes
+    normal_key, even_key = keys.named(key, "normal", "even")
     if truncation is None:
-        z = jax.random.normal(key, shape)
+        z = jax.random.normal(normal_key, shape)
     else:
-        z = jax.random.truncated_normal(key, -truncation, truncation, shape)
+        z = jax.random.truncated_normal(normal_key, -truncation, truncation, shape)
     if not count:
         return z
-    codes = jax.random.uniform(jax.random.fold_in(key, 1), (n, count), minval=-1.0)
+    codes = jax.random.uniform(even_key, (n, count), minval=-1.0)
     return jnp.concatenate([z, codes], -1)
 
 

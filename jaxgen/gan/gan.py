@@ -20,12 +20,14 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jaxgen import keys, labels
 from jaxgen.gan import diagnostics, penalties
 from jaxgen.gan.conditioning import Verdict
 from jaxgen.gan.config import Config as Config
 from jaxgen.gan.config import check, conditioning_of, draw_codes, networks, num_labels, optimizer, with_label
 from jaxgen.gan.diagnostics import warnings as warnings
 from jaxgen.gan.losses import LOSSES
+from jaxgen.labels import Label
 from jaxgen.types import Batch, Metrics, observed
 
 
@@ -47,7 +49,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """
     del batch
     check(cfg)
-    generator_key, discriminator_key, step_key = jax.random.split(key, 3)
+    generator_key, discriminator_key, step_key = keys.named(key, "generator", "discriminator", "steps")
     generator, discriminator = networks(cfg)
     label = jnp.zeros(cfg.packing, jnp.int32)
     codes = jnp.zeros((cfg.packing, cfg.num_latents + conditioning_of(cfg).num_continuous_codes))
@@ -76,7 +78,8 @@ def discriminator_loss(
     """
     loss, how = LOSSES[cfg.loss], conditioning_of(cfg)
     penalty: Any = cfg.penalty
-    code_key, real_key, fake_key, flip_key, penalty_key, label_key = jax.random.split(key, 6)
+    code_key, real_key, fake_key = keys.named(key, "codes", "real", "fake")
+    flip_key, label_key, penalty_key, critic_key = keys.named(key, "flip", "label", "penalty", "critic")
     real, label = observed(batch), how.labels(batch, label_key)
     fake, codes, _ = _generate(state.params["generator"], state, code_key, len(real), label, cfg)
     # The singular vectors move here and nowhere else, so that the whole step sees the same weights.
@@ -104,7 +107,7 @@ def discriminator_loss(
     if penalty is not None:
 
         def penalize():
-            critic = _critic(params, stats, state, label, real_key, cfg)
+            critic = _critic(params, stats, state, label, critic_key, cfg)
             sets = [x.reshape(-1, cfg.packing, *cfg.shape) for x in (real, fake)]
             return penalty(critic, sets[0], sets[1], penalty_key)
 
@@ -126,7 +129,8 @@ def generator_loss(
     Returns the loss, and the generator's new statistics with what there is to log.
     """
     how = conditioning_of(cfg)
-    code_key, real_key, fake_key, unrolling_key, label_key = jax.random.split(key, 5)
+    code_key, real_key, fake_key = keys.named(key, "codes", "real", "fake")
+    unrolling_key, label_key = keys.named(key, "unrolling", "label")
     real, label = observed(batch), how.labels(batch, label_key)
     fake, codes, stats = _generate(params, state, code_key, len(real), label, cfg)
     if cfg.unrolling:
@@ -179,17 +183,18 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     Conditional models also need `batch["label"]`. Raises ValueError for a batch that does not split.
     """
     key = jax.random.fold_in(state.key, state.step)
+    turns_key, generator_key = keys.named(key, "turns", "generator")
     parts = _parts(batch, cfg)
 
     def turn(state, turn_and_part):
         index, part = turn_and_part
-        return discriminator_step(state, part, jax.random.fold_in(key, index), cfg, index)
+        return discriminator_step(state, part, jax.random.fold_in(turns_key, index), cfg, index)
 
     count = cfg.discriminator_steps
     state, metrics = jax.lax.scan(turn, state, (jnp.arange(count), parts))
     metrics = jax.tree.map(lambda values: values.mean(0), metrics)
     last = jax.tree.map(lambda part: part[-1], parts)
-    state, generator_metrics = generator_step(state, last, jax.random.fold_in(key, count), cfg)
+    state, generator_metrics = generator_step(state, last, generator_key, cfg)
     metrics = {**metrics, **generator_metrics}
     if cfg.augmentation is not None:
         sign, size = 2 * metrics["real_accuracy"] - 1, len(observed(batch))
@@ -205,39 +210,43 @@ def sample(
     state: State,
     n: int,
     cfg: Config,
-    label: Array | None = None,
+    label: Label = None,
     truncation: float | None = None,
 ) -> Array:
     """n draws of the averaged generator, (n, *shape).
 
+    Raises ValueError for a label of an unconditional model and for a label of no class, here and below.
+
     Args:
-        label: (n,) classes of a conditional model; by default drawn evenly.
+        label: classes of a conditional model, one for all or (n,); by default drawn evenly.
         truncation: draw every coordinate of z anew until it lies within this of 0 (Brock et al. 2019); less
             of it gives more typical and less varied samples.
     """
-    code_key, label_key = jax.random.split(key)
-    if num_labels(cfg) and label is None:
-        label = jax.random.randint(label_key, (n,), 0, num_labels(cfg))
+    code_key, label_key = keys.named(key, "codes", "label")
+    label = labels.drawn(label_key, label, n, num_labels(cfg))
     return decode(state, draw_codes(code_key, n, cfg, truncation), cfg, label)
 
 
-def decode(state: State, z: Array, cfg: Config, label: Array | None = None) -> Array:
+def decode(state: State, z: Array, cfg: Config, label: Label = None) -> Array:
     """Codes z, as of `draw_codes`, and labels (B,) to data (B, *shape), by the averaged generator."""
+    label = labels.given(label, len(z), num_labels(cfg))
     return jnp.float32(networks(cfg)[0].apply(state.ema, with_label(z, label, cfg), False))
 
 
-def judge(state: State, x: Array, cfg: Config, label: Array | None = None) -> Verdict:
+def judge(state: State, x: Array, cfg: Config, label: Label = None) -> Verdict:
     """The discriminator's logits and features of data x (B, *shape), without noise or augmentation."""
+    labels.check(label, num_labels(cfg))
     variables = _variables(state.params["discriminator"], state.stats["discriminator"])
     verdict: Any = networks(cfg)[1].apply(variables, x, label, False)
     return verdict
 
 
-def feature_maps(state: State, x: Array, cfg: Config, label: Array | None = None) -> tuple[Array, ...]:
+def feature_maps(state: State, x: Array, cfg: Config, label: Label = None) -> tuple[Array, ...]:
     """What each layer of the discriminator makes of data x (B, *shape), (B / packing, h, w, C) each.
 
     Raises ValueError for a network without feature maps.
     """
+    labels.check(label, num_labels(cfg))
     variables = _variables(state.params["discriminator"], state.stats["discriminator"])
     _, sown = networks(cfg)[1].apply(variables, x, label, False, mutable=["intermediates"])
     if not sown:
@@ -258,7 +267,7 @@ def _generate(params, state, key, n, label, cfg):
 
 def _judge(params, stats, state, x, label, key, cfg, mutable=("batch_stats",)):
     """The Verdict on x in training, and the new statistics."""
-    look_key, dropout_key = jax.random.split(key)
+    look_key, dropout_key = keys.named(key, "look", "dropout")
     x = _looked_at(look_key, x, state, cfg)
     variables, rngs = _variables(params, stats), {"dropout": dropout_key}
     verdict, new = networks(cfg)[1].apply(variables, x, label, True, rngs=rngs, mutable=mutable)
@@ -280,7 +289,7 @@ def _critic(params, stats, state, label, key, cfg):
     network = networks(cfg)[1]
 
     def critic(sets):
-        x = _looked_at(jax.random.split(key)[0], sets.reshape(-1, *cfg.shape), state, cfg)
+        x = _looked_at(key, sets.reshape(-1, *cfg.shape), state, cfg)
         verdict: Any = network.apply(_variables(params, stats), x, label, False)
         return verdict.logits
 
@@ -289,7 +298,7 @@ def _critic(params, stats, state, label, key, cfg):
 
 def _looked_at(key, x, state, cfg):
     """What the discriminator gets to see of x (B, *shape)."""
-    augment_key, noise_key = jax.random.split(key)
+    augment_key, noise_key = keys.named(key, "augmentation", "noise")
     if cfg.augmentation is not None:
         x = cfg.augmentation(augment_key, x, state.stats["augmentation"])
     return x if cfg.instance_noise is None else cfg.instance_noise(noise_key, x, state.step)

@@ -3,6 +3,9 @@
 Networks are sized for small grey images and a laptop: 28x28 and 8x8 as they stand, any size divisible by 4.
 `dataclasses.replace(preset, shape=..., generator=dcgan.Generator(...))` makes them what the papers had, and
 `points` puts the fully connected networks of the plane under any of them.
+
+All of them sample from an average of the generator, as few of the papers do. What else departs from a paper,
+beside the sizes, is said below its Config.
 """
 
 import dataclasses
@@ -44,20 +47,28 @@ GAN = Config(
     discriminator=mlp.Discriminator((512, 256)),
     loss="minimax",
 )
+"""Departs: leaky ReLUs in place of maxout and no dropout, normal codes, and Adam in place of momentum."""
 NSGAN = dataclasses.replace(GAN, loss="non_saturating")
+"""Departs as GAN does."""
 FGAN = dataclasses.replace(GAN, loss="f:jensen_shannon:practical")
 CGAN = dataclasses.replace(NSGAN, conditioning=Concat(), num_classes=10)
+"""Departs as GAN does, of which it is the conditional one: the paper has maxout, dropout and momentum."""
 
 DCGAN = dataclasses.replace(_SMALL_IMAGES, discriminator=dcgan.Discriminator((64, 128)))
 LSGAN = dataclasses.replace(DCGAN, loss="least_squares")
 PACGAN = dataclasses.replace(DCGAN, packing=2)
 ACGAN = dataclasses.replace(DCGAN, conditioning=Auxiliary(), num_classes=10)
+"""Departs: the generator's classifier loss weighs 0.1, as in Gulrajani et al. 2017, and 1 in the paper, whose
+discriminator has dropout."""
 INFOGAN = dataclasses.replace(
     DCGAN, conditioning=Info(num_codes=10, num_continuous_codes=2, generator_weight=1.0), num_latents=62
 )
+"""Departs: the paper's generator has a step size of 1e-3 on digits, and its continuous codes weigh less."""
 WGAN = dataclasses.replace(
     DCGAN, loss="wasserstein", weight_clip=0.01, discriminator_steps=5, **_by(RMSProp(5e-5))
 )
+"""Departs: RMSProp forgets by 0.9, and by 0.99 in the authors' code, where that is the default. They also
+take 100 steps of the critic, not 5, in the first 25 of the generator and in every 500th."""
 WGAN_GP = dataclasses.replace(
     _SMALL_IMAGES,
     loss="wasserstein",
@@ -65,19 +76,26 @@ WGAN_GP = dataclasses.replace(
     discriminator_steps=5,
     **_by(Adam(1e-4, beta1=0.5, beta2=0.9)),
 )
+"""Adam as in the authors' script for digits; in the paper's algorithm and its ResNets beta1 is 0. Departs:
+that script's generator has no normalization."""
 SNGAN = dataclasses.replace(
     _SMALL_IMAGES,
     discriminator=dcgan.Discriminator((64, 128), normalization="spectral"),
     loss="hinge",
     **_by(Adam(2e-4, beta1=0.0)),
 )
+"""Departs: the paper's small networks have beta1 0.5, beta2 0.999 and one step of the discriminator, or beta2
+0.9 and five steps, and its ResNets beta1 0, beta2 0.9 and five, as SNGAN_CIFAR10 here."""
 PROJECTION_GAN = dataclasses.replace(
     SNGAN,
     conditioning=Projection(),
     num_classes=10,
     generator=dcgan.Generator((128, 64), normalization="conditional"),
 )
+"""Departs: beta2 is 0.9 in the paper, and the discriminator takes five steps."""
 ADA = dataclasses.replace(_SMALL_IMAGES, penalty=R1(0.1), augmentation=Adaptive(ramp=100_000))
+"""Departs: the paper augments StyleGAN2, by beta1 0 and beta2 0.99, and ramps over 500,000 examples, or over
+100,000 where it goes on from other data."""
 R3GAN = Config(
     shape=(28, 28, 1),
     generator=r3gan.Generator((64, 64, 64), blocks=1),
@@ -86,6 +104,8 @@ R3GAN = Config(
     penalty=R1R2(1.0),
     **_by(Adam(2e-4, beta1=0.0, beta2=0.99)),
 )
+"""Departs: all constants stay as they are, while in the paper the step size and the penalty fall along a
+cosine, and beta2 and the average's decay rise; no augmentation."""
 RELATIVISTIC = dataclasses.replace(
     R3GAN,
     num_latents=100,

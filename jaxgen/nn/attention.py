@@ -1,5 +1,6 @@
 """Attention over the positions of feature maps."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -36,8 +37,9 @@ class SelfAttention(nn.Module):
         channels = x.shape[-1]
         if channels % self.num_heads:
             raise ValueError(f"SelfAttention: {self.num_heads} heads do not divide {channels} channels")
-        h = GroupNorm(self.num_groups, dtype=self.dtype)(x).reshape(x.shape[0], -1, channels)
-        split = lambda h: h.reshape(*h.shape[:2], self.num_heads, -1)
+        h = GroupNorm(self.num_groups, dtype=self.dtype)(x)
+        h = h.reshape(x.shape[0], math.prod(x.shape[1:-1]), channels)
+        split = lambda h: h.reshape(*h.shape[:2], self.num_heads, channels // self.num_heads)
         glorot, zeros = nn.initializers.glorot_uniform(), nn.initializers.zeros
         linear = lambda name: nn.Dense(channels, dtype=self.dtype, kernel_init=glorot, name=name)(h)
         h = attend(*(split(linear(name)) for name in ("query", "key", "value"))).reshape(h.shape)

@@ -47,7 +47,7 @@ class Block(nn.Module):
         parts = modulation(embedding, 6, self.dtype)
         shift, scale, gate = parts[:3]
         h = dense(3 * channels, "query_key_value")(layer_norm(self.dtype)(x) * (1 + scale) + shift)
-        split = lambda h: h.reshape(*h.shape[:2], self.num_heads, -1)
+        split = lambda h: h.reshape(*h.shape[:2], self.num_heads, channels // self.num_heads)
         h = attend(*(split(h) for h in jnp.split(h, 3, -1))).reshape(x.shape)
         x = x + gate * dense(channels, "out")(h)
         shift, scale, gate = parts[3:]
@@ -96,8 +96,8 @@ class DiT(nn.Module):
             rows = nn.Embed(self.num_labels, self.width, dtype=self.dtype, embedding_init=SMALL, name="label")
             embedding = embedding + rows(label)
         x = patches.to_patches(x, self.patch)
-        count, height, width, _ = x.shape
-        x = dense(self.width, GLOROT)(x.reshape(count, height * width, -1))
+        count, height, width, size = x.shape
+        x = dense(self.width, GLOROT)(x.reshape(count, height * width, size))
         x = x + positions(height, width, self.width).astype(x.dtype)
         blocks = nn.scan(
             lambda block, x, embedding: (block(x, embedding, train), None),
@@ -110,7 +110,7 @@ class DiT(nn.Module):
         shift, scale = modulation(embedding, 2, self.dtype)
         x = layer_norm(self.dtype)(x) * (1 + scale) + shift
         x = jnp.float32(dense(self.patch**2 * self.out_channels, ZEROS)(x))
-        return patches.from_patches(x.reshape(count, height, width, -1), self.patch)
+        return patches.from_patches(x.reshape(count, height, width, x.shape[-1]), self.patch)
 
 
 def modulation(embedding: Array, count: int, dtype: Any) -> list[Array]:

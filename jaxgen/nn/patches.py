@@ -14,7 +14,7 @@ def from_patches(x: Array, side: int) -> Array:
     """The inverse of `to_patches`."""
     count, rows, columns, channels = x.shape
     x = x.reshape(count, rows, columns, side, side, channels // side**2).swapaxes(2, 3)
-    return x.reshape(count, rows * side, columns * side, -1)
+    return x.reshape(count, rows * side, columns * side, channels // side**2)
 
 
 def fitting_sizes(height: int, width: int, divisor: int) -> str:

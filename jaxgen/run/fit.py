@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxgen import data, plot
+from jaxgen import data, keys, plot
 from jaxgen.run import checkpoint, directory, dispatch, shard
 from jaxgen.types import Family
 
@@ -81,7 +81,7 @@ def fit(
     shard.check_threads(mesh)
     shard.check_batch_size(batch_size, mesh)
     shardings = shard.state_shardings(checkpoint.abstract_state(family, cfg), mesh)
-    init_key, data_key, sample_key = jax.random.split(key, 3)
+    init_key, data_key, sample_key = keys.named(key, "init", "data", "pictures")
     batches = data.batches(dataset, batch_size, seed=int(jax.random.bits(data_key, dtype=jnp.uint32)))
     identity = {
         "data": dataset.name,

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax import Array
 
+from jaxgen import keys
 from jaxgen.evaluation import likelihood, samples
 from jaxgen.evaluation.metric import Metric
 from jaxgen.run import directory
@@ -36,8 +37,7 @@ def evaluate_run(
     Metrics that an earlier evaluation of the same step measured, and this one does not, stay in the report.
     """
     run_dir = directory.resolve(run_dir)
-    key = jax.random.fold_in(jax.random.key(seed), 1)
-    samples_key = jax.random.fold_in(jax.random.key(seed), 2)
+    key, samples_key = keys.named(jax.random.key(seed), "evaluation", "evaluated samples")
     since = time.perf_counter()
     if evaluate is None:
         metrics = likelihoods(key, family, state, test, cfg)

@@ -19,6 +19,10 @@ from jaxgen.classical import gmm
 from tests.autoencoder.linear import convolutional, dense
 
 SMALL = ae.Config(num_latents=4, **dense(32))
+RANDOM = tuple(
+    dataclasses.replace(SMALL, corruption=corruption)
+    for corruption in (GaussianNoise(), Masking(), SaltAndPepper())
+)
 
 LINEAR = ae.Config(shape=(5,), num_latents=2, optimizer=values.Adam(2e-2), **dense())
 

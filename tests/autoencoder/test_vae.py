@@ -14,12 +14,21 @@ import pytest
 import jaxgen
 from jaxgen import data, shard, values
 from jaxgen.autoencoder import networks, vae
-from jaxgen.autoencoder.likelihoods import Bernoulli, Gaussian
-from jaxgen.autoencoder.objectives import ELBO
+from jaxgen.autoencoder.likelihoods import Bernoulli, Gaussian, LogisticMixture
+from jaxgen.autoencoder.objectives import ELBO, IWAE, DReG
+from jaxgen.autoencoder.posteriors import Categorical, LogNormal
 from jaxgen.run import directory
 from tests.autoencoder.linear import LinearDecoder, LinearEncoder, convolutional, dense
 
 SMALL = vae.Config(num_latents=4, **dense(32))
+RANDOM = tuple(
+    dataclasses.replace(SMALL, **parts)
+    for parts in (
+        {"objective": IWAE(5, backward=2), "conditional": True},
+        {"objective": DReG(3), "posterior": LogNormal(), "likelihood": Gaussian()},
+        {"posterior": Categorical(), "likelihood": LogisticMixture(2)},
+    )
+)
 
 
 def init(cfg, batch=None, seed=0):

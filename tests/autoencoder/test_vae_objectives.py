@@ -220,3 +220,13 @@ def test_importance_weighted_training_tightens_the_bound():
         bounds[name] = float(vae.iwae(jax.random.key(1), state, batch["x"], cfg, 200).mean())
     assert bounds["iwae"] > bounds["elbo"] + 0.02
     assert bounds["dreg"] > bounds["elbo"] + 0.02
+
+
+def test_a_bound_takes_draws():
+    for objective in (ELBO, IWAE, DReG):
+        with pytest.raises(ValueError, match="at least 1 draw"):
+            objective(num_samples=0)
+    cfg = vae.Config(shape=(2,), **dense(4))
+    state = vae.init(jax.random.key(0), cfg)
+    with pytest.raises(ValueError, match="at least 1 draw"):
+        vae.iwae(jax.random.key(1), state, jnp.zeros((1, 2)), cfg, num_samples=0)

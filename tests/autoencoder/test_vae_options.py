@@ -447,5 +447,5 @@ def test_a_conditional_model_asks_for_the_label():
     for call in (vae.encode, vae.reconstruct):
         with pytest.raises(ValueError, match="give the label"):
             call(state, x, cfg)
-    with pytest.raises(ValueError, match="give the label"):
+    with pytest.raises(ValueError, match="trained on labels"):
         vae.train_step(state, {"x": x}, cfg)

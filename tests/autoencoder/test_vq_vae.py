@@ -44,6 +44,13 @@ def test_codes_are_those_of_the_nearest_vectors():
     np.testing.assert_array_equal(found, distance.argmin(1).reshape(20, 10))
 
 
+def test_codes_far_from_zero_are_those_of_float64():
+    rng = np.random.default_rng(0)
+    z, codebook = (np.float32(10_000 + rng.uniform(-1, 1, (n, 7))) for n in (200, 30))
+    distance = ((z[:, None].astype(np.float64) - codebook.astype(np.float64)) ** 2).sum(-1)
+    np.testing.assert_array_equal(vq_vae.nearest(z, codebook), distance.argmin(1))
+
+
 def test_the_gradient_passes_straight_through():
     z, quantised = jax.random.normal(jax.random.key(0), (2, 5, 3))
     function = lambda q: jnp.sum(jnp.sin(q) * q**2)
@@ -119,14 +126,30 @@ def test_revival_moves_dead_vectors_onto_data_and_no_others():
     counts, z = jnp.array([10.0, 0.2, 8.0, 0.0]), jax.random.normal(jax.random.key(0), (30, 2)) + 7
     sums = counts[:, None] * jnp.arange(8.0).reshape(4, 2)
     new_counts, new_sums, revived = vq_vae.revive(jax.random.key(1), counts, sums, z, cfg)
-    assert revived == 2
+    np.testing.assert_array_equal(revived, [False, True, False, True])
     np.testing.assert_array_equal(new_counts, [10, counts.mean(), 8, counts.mean()])
     vectors = vq_vae.codebook(new_counts, new_sums, cfg)
     np.testing.assert_allclose(vectors[jnp.array([0, 2])], [[0, 1], [4, 5]], rtol=1e-5)
     distance = jnp.abs(vectors[jnp.array([1, 3]), None] - z).max(-1)
     assert distance.min(1).max() < 1e-4
     off = dataclasses.replace(cfg, revive_below=0.0)
-    assert vq_vae.revive(jax.random.key(1), counts, sums, z, off)[2] == 0
+    assert not vq_vae.revive(jax.random.key(1), counts, sums, z, off)[2].any()
+
+
+def test_what_no_encoding_is_nearest_to_stays_in_place(small):
+    """However long nothing is, without revival; the smoothing of its count draws it nowhere."""
+    _, batch = small
+    cfg = dataclasses.replace(TINY, revive_below=0.0, decay=0.5, epsilon=0.1)
+    state = vq_vae.init(jax.random.key(0), cfg, batch)
+    far = state.params["codebook"].at[2].add(50.0)
+    state = state._replace(params={**state.params, "codebook": far}, sums=far)
+    step = jax.jit(functools.partial(vq_vae.train_step, cfg=cfg))
+    for _ in range(30):
+        state, metrics = step(state, batch)
+    np.testing.assert_array_equal(state.params["codebook"][2], far[2])
+    assert (state.params["codebook"] != far).any()
+    assert state.counts[2] < 1e-8
+    assert metrics["revived"] == 0
 
 
 @pytest.mark.slow

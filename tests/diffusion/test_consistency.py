@@ -15,12 +15,16 @@ import scipy.stats
 
 import jaxgen
 from experiments.studies import distill
-from jaxgen import data, types
+from jaxgen import data, keys, types
 from jaxgen.diffusion import consistency, curricula, edm
 from jaxgen.diffusion.networks import MLP
 
 SMALL = consistency.Config(network=MLP((32,)), curriculum=curricula.Doubling(4, 32, 300))
 TRAINED = consistency.Config(network=MLP((64, 64)))
+RANDOM = tuple(
+    dataclasses.replace(SMALL, distribution=distribution, conditional=True)
+    for distribution in (curricula.LogNormal(), curricula.Uniform())
+)
 
 MEAN, STD, SMALLEST = 0.3, 0.4, 0.002
 
@@ -104,7 +108,7 @@ def test_the_loss_is_the_weighted_pseudo_huber_distance(exact):
         cfg = dataclasses.replace(EXACT, **options)
         loss = functools.partial(consistency.loss, cfg=cfg, intervals=20)
         value, metrics = jax.jit(loss)(exact.params, {"x": y}, key)
-        index_key, noise_key, _ = jax.random.split(key, 3)
+        index_key, noise_key = keys.named(key, "index", "noise")
         drawn = jax.jit(lambda key, cfg=cfg: consistency.draw_index(key, 500, 20, cfg))
         index = np.asarray(drawn(index_key))
         grid = np.linspace(SMALLEST ** (1 / 7), 80 ** (1 / 7), 21) ** 7

@@ -18,6 +18,9 @@ from jaxgen.diffusion.samplers import DDIM, DDPM, DPMSolverPP, Heun
 from jaxgen.diffusion.schedules import Cosine
 
 SMALL = ddpm.Config(network=MLP((32,)), num_steps=50, sampler=DDIM(10))
+RANDOM = (
+    dataclasses.replace(SMALL, network=MLP((8,), dropout=0.5), sampler=DDPM(), conditional=True, flip=True),
+)
 
 
 class Exact(nn.Module):

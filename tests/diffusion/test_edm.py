@@ -13,6 +13,10 @@ from jaxgen.diffusion.level_samplers import Ancestral, Heun
 from jaxgen.diffusion.networks import MLP
 
 SMALL = edm.Config(network=MLP((32,)))
+RANDOM = (
+    edm.Config(network=MLP((8,), dropout=0.5), sampler=Heun(5, churn=2.0), conditional=True),
+    edm.Config(network=MLP((8,)), sampler=Ancestral(5)),
+)
 
 CFG = edm.Config(shape=(2,), network=MLP((64, 64)), data_std=0.5)
 

@@ -11,11 +11,22 @@ import numpy as np
 import pytest
 import scipy.optimize
 
+from jaxgen import keys
 from jaxgen.diffusion import flow_matching, ode
 from jaxgen.diffusion.networks import MLP
 from jaxgen.values import Adam
 
 SMALL = flow_matching.Config(network=MLP((32,)), sampler=ode.Heun(5))
+RANDOM = tuple(
+    dataclasses.replace(
+        SMALL,
+        network=MLP((8,), dropout=0.5),
+        coupling=flow_matching.Optimal(),
+        times=times,
+        conditional=True,
+    )
+    for times in ("uniform", "logit_normal")
+)
 
 STD = 0.4
 
@@ -129,11 +140,26 @@ def test_transport_tends_to_the_optimal_assignment():
     np.testing.assert_allclose(np.bincount(drawn.ravel(), minlength=24) / 4000, 1.0, atol=0.1)
 
 
+def test_transport_far_from_zero_is_that_of_float64():
+    """The cheapest pairs of points one apart, ten thousand away."""
+    rng = np.random.default_rng(0)
+    noise = np.float32(10_000 + rng.uniform(-1, 1, (24, 3)))
+    x = np.float32(noise[rng.permutation(24)] + rng.normal(0, 0.02, (24, 3)))
+    cost = ((x[:, None].astype(np.float64) - noise.astype(np.float64)) ** 2).sum(-1)
+    _, best = scipy.optimize.linear_sum_assignment(cost)
+    np.testing.assert_array_equal(flow_matching.transport(jax.random.key(0), x, noise, 1e-3), best)
+    # A shift of one side changes no plan, if the entropy is as much.
+    shifted = 5.0 + jnp.asarray(x - 10_000)
+    entropy = 1e-3 * cost.mean() / (cost.mean() + 3 * 5.0**2)
+    found = flow_matching.transport(jax.random.key(0), shifted, jnp.asarray(noise - 10_000), entropy)
+    np.testing.assert_array_equal(found, best)
+
+
 def test_a_trajectory_follows_the_exact_flow(exact):
     key = jax.random.key(1)
     frames = flow_matching.trajectory(key, exact, 50, EXACT, steps=40, frames=4)
     np.testing.assert_allclose(frames[-1], flow_matching.sample(key, exact, 50, EXACT, steps=40), rtol=1e-5)
-    noise = jax.random.normal(jax.random.split(key)[0], (50, 3))
+    noise = jax.random.normal(keys.named(key, "noise"), (50, 3))
     for frame, t in zip(frames, (0.25, 0.5, 0.75, 1.0), strict=True):
         np.testing.assert_allclose(frame, math.sqrt((1 - t) ** 2 + (t * STD) ** 2) * noise, atol=1e-3)
 
@@ -243,5 +269,9 @@ def test_what_does_not_go_together_is_refused(exact):
         ode.solve(lambda x, t: x, jnp.zeros(1), jnp.linspace(0.0, 1.0, 3), "dopri5")
     with pytest.raises(ValueError, match="at least 1 step"):
         flow_matching.sample(jax.random.key(0), exact, 2, EXACT, steps=0)
+    with pytest.raises(ValueError, match="at least 1 step"):
+        flow_matching.log_prob(exact, jnp.zeros((1, 3)), EXACT, steps=0)
+    with pytest.raises(ValueError, match="at least 1 step"):
+        ode.solve(lambda x, t: x, jnp.zeros(1), jnp.zeros(1))
     with pytest.raises(ValueError, match="5 frames of 4 steps"):
         flow_matching.trajectory(jax.random.key(0), exact, 2, EXACT, steps=4, frames=5)

@@ -20,6 +20,13 @@ from jaxgen.diffusion.samplers import DDIM
 TINY = ddpm.Config(network=MLP((8,)), num_steps=10, sampler=DDIM(4))
 VAE = vae.Config(encoder=DenseEncoder((16,)), decoder=DenseDecoder((16,)), num_latents=4)
 SMALL = latent.Config(first=VAE, prior=TINY)
+RANDOM = (
+    latent.Config(
+        first=VAE,
+        prior=dataclasses.replace(TINY, network=MLP((8,), dropout=0.5), conditional=True),
+        flip=True,
+    ),
+)
 QUANTISED = vq_vae.Config(
     shape=(4, 4, 1),
     encoder=vector_networks.DenseEncoder(3, (8,)),

@@ -140,6 +140,21 @@ def test_heun_of_a_process_is_heun_by_noise_level():
         samplers.heun(MODEL, x, ends, times, target="v")
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_heun_of_few_steps_does_not_overshoot(schedule):
+    """Of data of mean 0 and standard deviation 0.3 the exact model shrinks noise to no more, as DDIM does."""
+    process = processes.gaussian(schedules.betas(schedule, 1000))
+    alpha, sigma = processes.levels(process, np.arange(1000))
+    gain = np.float32(sigma / ((0.3 * alpha) ** 2 + sigma**2))
+    model = lambda x, t: jnp.asarray(gain)[t][:, None] * x
+    x = jnp.ones((1, 1))
+    for num_steps in (3, 5, 10, 18):
+        times = samplers.spaced(1000, num_steps)
+        first, second = (draw(model, x, process, times)[0, 0] for draw in (samplers.ddim, samplers.heun))
+        assert first - 1e-5 <= second < 0.3
+    assert float(second) == pytest.approx(0.3, abs=0.012 if schedule == "cosine" else 0.04)
+
+
 @pytest.mark.parametrize("name", ["ddim", "dpm_solver_pp", "ddpm", "heun"])
 def test_all_targets_are_one_model(name):
     extra = (jax.random.key(0),) if name == "ddpm" else ()
@@ -276,6 +291,8 @@ def test_what_cannot_be_sampled_is_refused():
         samplers.edm_heun(exact.denoise, x, [1.0], churn=1.0)
     with pytest.raises(ValueError, match="decreasing positive"):
         samplers.edm_heun(exact.denoise, x, [1.0, 0.0])
+    with pytest.raises(ValueError, match="at least 1 noise level"):
+        schedules.karras(0)
     with pytest.raises(ValueError, match="no variance"):
         samplers.ddpm(MODEL, x, short, [4], key, variance="large")
     with pytest.raises(ValueError, match="3 frames of 2 steps"):

@@ -22,7 +22,7 @@ from jaxgen.gan.adaptive import Adaptive
 from jaxgen.gan.augment import Augmentation, DiffAugment, InstanceNoise
 from jaxgen.gan.conditioning import Auxiliary, Concat, Info, Projection, with_label
 from jaxgen.gan.networks import dcgan, head, mlp
-from jaxgen.gan.penalties import R1, R1R2, GradientPenalty
+from jaxgen.gan.penalties import R1, R1R2, Dragan, GradientPenalty
 from jaxgen.nn import norm
 from jaxgen.run import directory
 from jaxgen.values import SGD, Adam, Average, Linear, RMSProp
@@ -33,6 +33,18 @@ TINY = gan.Config(
 )
 SMALL = dataclasses.replace(TINY, num_latents=4, generator=mlp.Generator((16,)))
 TRAINED = gan.Config()
+_THINNED = dataclasses.replace(
+    SMALL, discriminator=mlp.Discriminator((16,), dropout=0.5), instance_noise=InstanceNoise()
+)
+RANDOM = tuple(
+    dataclasses.replace(_THINNED, **remedies)
+    for remedies in (
+        {"augmentation": DiffAugment(), "label_flipping": 0.1, "discriminator_steps": 2, "packing": 2},
+        {"augmentation": Adaptive(), "penalty": GradientPenalty(), "conditioning": Info(4, 2)},
+        {"augmentation": DiffAugment(), "penalty": Dragan(every=2), "conditioning": Projection()},
+        {"augmentation": Adaptive(), "penalty": R1(), "conditioning": Auxiliary(), "unrolling": 2},
+    )
+)
 BATCH = {"x": jax.random.normal(jax.random.key(1), (16, 2)) + 1, "label": jnp.arange(16) % 3}
 CODES = np.random.default_rng(0).uniform(-1, 1, (16, 5)).astype(np.float32)
 

@@ -16,7 +16,7 @@ import pytest
 
 import jaxgen
 from experiments import autoencoder
-from jaxgen import cli, data
+from jaxgen import cli, data, keys
 from jaxgen.autoencoder import vae
 from jaxgen.evaluation import likelihood
 from jaxgen.evaluation.metric import metric
@@ -143,7 +143,7 @@ def test_a_run_loads_and_the_numbers_come_again(finished):
     folder, _ = finished
     family, cfg, state = jaxgen.load(folder / "run")
     assert family is vae
-    key = jax.random.fold_in(jax.random.key(0), 1)
+    key = keys.named(jax.random.key(0), "evaluation")
     metrics = likelihoods(key, family, state, data.load("digits", "test"), cfg, 1000)
     written = json.loads((folder / "run" / "report.json").read_text())["metrics"]
     for name, found in metrics.items():

@@ -132,11 +132,12 @@ def grouped_conv(
     )
 
     def looped(x, kernel):
-        split = lambda a: jnp.moveaxis(a.reshape(*a.shape[:-1], feature_group_count, -1), -2, 0)
+        grouped = lambda a: (*a.shape[:-1], feature_group_count, a.shape[-1] // feature_group_count)
+        split = lambda a: jnp.moveaxis(a.reshape(grouped(a)), -2, 0)
         options = {"dimension_numbers": dimension_numbers, "precision": precision}
         single = lambda pair: conv.conv_general_dilated(pair[0], pair[1], strides, padding, **options)
         y = jnp.moveaxis(lax.map(single, (split(x), split(kernel))), 0, -2)
-        return y.reshape(*y.shape[:-2], -1)
+        return y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
 
     return lax.platform_dependent(x, kernel, cpu=looped, default=plain)
 
