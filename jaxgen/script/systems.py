@@ -37,8 +37,8 @@ class Options:
     image_size: int | None = None
     """Resize and crop images to this height and width."""
     steps: int | None = 2000
-    """Training steps, including those before a resumption; None for one pass over the training data, without the
-    examples that do not fill a batch."""
+    """Training steps, including those before a resumption; None for one pass over the training data, without
+    the examples that do not fill a batch."""
     batch_size: int = 128
     """Examples per step, over all devices."""
     seed: int = 0
