@@ -13,6 +13,7 @@ from jaxgen.classical import markov
 from jaxgen.data.sequences import WEATHER_STATIONARY, WEATHER_TRANSITION
 
 SMALL, DATA = markov.Config(), "weather"
+OPTIONS = {"max_rows": 3}
 
 LENGTHS = np.array([9, 4, 0, 1, 6])
 MASK = np.arange(9) < LENGTHS[:, None]
