@@ -30,6 +30,9 @@ def residual(*channels, **options):
     }
 
 
+RANDOM = (dataclasses.replace(SMALL, **residual(4, num_blocks=1, block_channels=4)),)
+
+
 @pytest.fixture(scope="module")
 def small():
     """State and a batch of four examples."""

@@ -13,6 +13,7 @@ from jaxgen import shard
 from jaxgen.classical import gmm
 
 SMALL = gmm.Config(num_components=2, covariance="diagonal")
+OPTIONS = {"max_steps": 1, "tolerance": 1.0}
 
 KINDS = {"full": "full", "tied": "tied", "diagonal": "diag", "spherical": "spherical"}
 

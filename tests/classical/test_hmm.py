@@ -12,6 +12,11 @@ from jaxgen.classical import gmm, hmm
 from jaxgen.classical.emissions import Gaussians, Symbols
 
 SMALL, DATA = hmm.Config(num_states=2), "weather"
+OPTIONS = {"max_steps": 1}
+ELSEWHERE = (
+    "emission=Gaussians",
+    *(f"emission.{name}" for name in ("num_components", "covariance", "regularization")),
+)
 
 LENGTHS = np.array([7, 4, 1, 9, 6, 2])
 

@@ -15,6 +15,7 @@ from jaxgen import shard
 from jaxgen.classical import documents, lda, lda_gibbs
 
 SMALL = lda.Config(num_topics=3, max_inner_steps=20)
+OPTIONS = {"max_steps": 1}
 
 TIGHT = {"inner_tolerance": 1e-11, "max_inner_steps": 3000, "tolerance": 0.0}
 

@@ -12,13 +12,12 @@ from jaxgen import data
 from jaxgen.classical import markov
 from jaxgen.data.sequences import WEATHER_STATIONARY, WEATHER_TRANSITION
 
+SMALL, DATA = markov.Config(), "weather"
+OPTIONS = {"max_rows": 3}
+
 LENGTHS = np.array([9, 4, 0, 1, 6])
 MASK = np.arange(9) < LENGTHS[:, None]
 X = np.where(MASK, np.random.default_rng(0).integers(0, 3, (5, 9)), -1)
-
-
-SMALL = markov.Config()
-DATA = "weather"
 
 
 def config(**options):

@@ -33,6 +33,7 @@ LAWS = {
     "categorical": tuple(map(Categorical, SIZES)),
 }
 SMALL = naive_bayes.Config(columns=Gaussian(0.1))
+RANDOM = tuple(naive_bayes.Config(columns=law) for law in (Bernoulli(), Multinomial()))
 
 
 def config(*columns, **options):

@@ -10,6 +10,7 @@ from jaxgen import shard
 from jaxgen.classical import documents, plsa
 
 SMALL = plsa.Config(num_topics=3, fold_steps=5)
+OPTIONS = {"max_steps": 1}
 
 
 @pytest.fixture(scope="module")

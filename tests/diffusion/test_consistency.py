@@ -25,6 +25,7 @@ RANDOM = tuple(
     dataclasses.replace(SMALL, distribution=distribution, conditional=True)
     for distribution in (curricula.LogNormal(), curricula.Uniform())
 )
+OPTIONS = {"network.attention_sizes": (8,)}
 
 MEAN, STD, SMALLEST = 0.3, 0.4, 0.002
 

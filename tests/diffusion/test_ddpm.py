@@ -20,7 +20,10 @@ from jaxgen.diffusion.schedules import Cosine
 SMALL = ddpm.Config(network=MLP((32,)), num_steps=50, sampler=DDIM(10))
 RANDOM = (
     dataclasses.replace(SMALL, network=MLP((8,), dropout=0.5), sampler=DDPM(), conditional=True, flip=True),
+    dataclasses.replace(SMALL, target="v", objective=Bound()),
+    dataclasses.replace(SMALL, target="v", objective=Hybrid(), variance="learned"),
 )
+OPTIONS = {"network.attention_sizes": (8,)}
 
 
 class Exact(nn.Module):

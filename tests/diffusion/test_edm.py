@@ -17,6 +17,7 @@ RANDOM = (
     edm.Config(network=MLP((8,), dropout=0.5), sampler=Heun(5, churn=2.0), conditional=True),
     edm.Config(network=MLP((8,)), sampler=Ancestral(5)),
 )
+OPTIONS = {"network.attention_sizes": (8,)}
 
 CFG = edm.Config(shape=(2,), network=MLP((64, 64)), data_std=0.5)
 

@@ -27,6 +27,7 @@ RANDOM = tuple(
     )
     for times in ("uniform", "logit_normal")
 )
+OPTIONS = {"network.attention_sizes": (8,)}
 
 STD = 0.4
 

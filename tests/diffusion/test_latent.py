@@ -20,6 +20,7 @@ from jaxgen.diffusion.samplers import DDIM
 TINY = ddpm.Config(network=MLP((8,)), num_steps=10, sampler=DDIM(4))
 VAE = vae.Config(encoder=DenseEncoder((16,)), decoder=DenseDecoder((16,)), num_latents=4)
 SMALL = latent.Config(first=VAE, prior=TINY)
+ELSEWHERE = ("first.", "prior.")
 RANDOM = (
     latent.Config(
         first=VAE,

@@ -45,6 +45,7 @@ RANDOM = tuple(
         {"augmentation": Adaptive(), "penalty": R1(), "conditioning": Auxiliary(), "unrolling": 2},
     )
 )
+OPTIONS = {"loss": "hinge"}
 BATCH = {"x": jax.random.normal(jax.random.key(1), (16, 2)) + 1, "label": jnp.arange(16) % 3}
 CODES = np.random.default_rng(0).uniform(-1, 1, (16, 5)).astype(np.float32)
 
