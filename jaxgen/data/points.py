@@ -71,9 +71,9 @@ def moons(split: str) -> Dataset:
 
 
 def rings(split: str) -> Dataset:
-    """Points on four concentric circles, noise 0.08, as Grathwohl et al. 2019 have them; the label is the ring.
+    """Points on four concentric circles, noise 0.08; the label is the ring.
 
-    The radii are 3, 2.25, 1.5 and 0.75, and each ring has the same probability.
+    The radii are 3, 2.25, 1.5 and 0.75, and each ring has the same probability (Grathwohl et al. 2019).
     """
     rng, size = _generator(split), _SIZES[split]
     label = rng.randint(len(RINGS_RADII), size=size)

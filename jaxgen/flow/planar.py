@@ -256,7 +256,13 @@ def decode(state: State, z: Array, cfg: Config) -> Array:
 
 
 def reverse_kl(
-    params: Any, key: Array, target_log_prob: Callable[[Array], Array], n: int, cfg: Config
+    params: Any,
+    key: Array,
+    target_log_prob: Callable[[Array], Array],
+    n: int,
+    cfg: Config,
+    *,
+    path: bool = False,
 ) -> Array:
     """KL(p || target) up to a constant, see `density.reverse_kl`."""
-    return density.reverse_kl(flow(cfg), params, key, target_log_prob, n, cfg)
+    return density.reverse_kl(flow(cfg), params, key, target_log_prob, n, cfg, path=path)

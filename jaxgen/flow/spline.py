@@ -223,7 +223,9 @@ def reverse_kl(
     n: int,
     cfg: Config,
     label: Label = None,
+    *,
+    path: bool = False,
 ) -> Array:
     """KL(p || target) up to a constant, see `density.reverse_kl`."""
     context = density.context(label, n, cfg)
-    return density.reverse_kl(flow(cfg), params, key, target_log_prob, n, cfg, context)
+    return density.reverse_kl(flow(cfg), params, key, target_log_prob, n, cfg, context, path=path)

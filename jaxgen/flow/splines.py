@@ -60,7 +60,7 @@ def _bin(knots: Knots, edges: Array, value: Array) -> list[Array]:
     # A sum over few bins vectorises better than a gather.
     chosen = index[..., None] == jnp.arange(edges.shape[-1] - 1)
     pick = lambda a: jnp.where(chosen, a, 0).sum(-1)
-    return [pick(part) for a in knots for part in (a[..., :-1], a[..., 1:])]
+    return [pick(end) for a in knots for end in (a[..., :-1], a[..., 1:])]
 
 
 def _denominator(s: Array, t: Array, rest: Array, d0: Array, d1: Array) -> Array:
