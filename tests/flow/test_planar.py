@@ -10,10 +10,12 @@ import pytest
 
 from jaxgen.flow import density, planar
 from jaxgen.flow.planar import Planar, Radial
+from jaxgen.values import SGD
 from tests.flow.check import assert_bijector, initial, mass, wide
 
 DATA = "moons"
-SMALL = planar.Config(num_layers=3)
+# Standardised data leave gradients near 0, whose signs Adam would follow: SGD for what must be reproduced.
+SMALL = planar.Config(num_layers=3, optimizer=SGD(1e-2))
 TRAINED = planar.Config(num_layers=8)
 POINTS = planar.Config(shape=(2,), levels=0, num_layers=2)
 

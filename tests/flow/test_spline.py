@@ -14,11 +14,14 @@ from jaxgen.flow.spline import LU, Autoregressive, Coupling
 from jaxgen.flow.transforms import RationalQuadratic
 from jaxgen.nn.masked import MADE
 from jaxgen.nn.mlp import MLP
-from jaxgen.values import Adam, Cosine
+from jaxgen.values import SGD, Adam, Cosine
 from tests.flow.check import assert_bijector, initial, mass, shaken
 
 DATA = "moons"
-SMALL = spline.Config(num_layers=2, layer=Coupling(MLP((16,))), transform=RationalQuadratic(4))
+# Standardised data leave gradients near 0, whose signs Adam would follow: SGD for what must be reproduced.
+SMALL = spline.Config(
+    num_layers=2, layer=Coupling(MLP((16,))), transform=RationalQuadratic(4), optimizer=SGD(1e-2)
+)
 TRAINED = spline.Config(num_layers=2, layer=Coupling(MLP((32,))))
 POINTS = dataclasses.replace(SMALL, shape=(3,), levels=0)
 LAYERS = {
