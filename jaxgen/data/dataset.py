@@ -5,7 +5,7 @@ batch made on the device, a streamed batch and an evaluation batch have the same
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -73,6 +73,8 @@ class Dataset:
     pictures, and 0, which stands for real numbers, for others."""
     modes: Modes | None = None
     """The modes of the distribution, if they are known."""
+    log_density: Callable[[np.ndarray], np.ndarray] | None = None
+    """The log-density (N, D) -> (N,) of the distribution in nats, if it is known: what no model can beat."""
 
     def __post_init__(self):
         arrays = {key: _checked(self.name, key, np.asarray(array)) for key, array in self.arrays.items()}

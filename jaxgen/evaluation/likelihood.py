@@ -60,7 +60,8 @@ def reported(
     A "density" of pictures is one of dequantised data: to every pixel is added uniform noise as wide as the
     distance of two of the data set's levels. Densities of pictures and probabilities of "levels" also come in
     bits per dimension, as `<name>_bits_per_dim`; the former is an upper bound on the latter, and says so in
-    its unit. Other measures have no such number.
+    its unit. Other measures have no such number. Where the distribution of the data is known, the floor is
+    what its own density has on the same examples.
 
     Args:
         log_likelihood: (key, x) -> log p(x) or a lower bound on it, (B,) nats.
@@ -84,12 +85,19 @@ def reported(
         dataset = data.take(dataset, dataset.split, slice(num_examples))
     nll = -per_example(key, value, dataset, batch_size).mean()
     unit = UNITS[measure] if width is None else "nats, density of dequantised pixels"
-    found = {name: metric(nll, unit, len(dataset))}
+    found = {name: metric(nll, unit, len(dataset), _entropy(dataset) if measure == "density" else None)}
     if width is not None or (measure == "levels" and dataset.levels):
         bits = bits_per_dim(nll, math.prod(dataset.shape), width)
         unit = "bits/dim" if width is None else "bits/dim, dequantised"
         found[f"{name}_bits_per_dim"] = metric(bits, unit, len(dataset))
     return found
+
+
+def _entropy(dataset: Any) -> float | None:
+    """The negative log-density of a data set under its own distribution; None where that is unknown."""
+    if getattr(dataset, "log_density", None) is None:
+        return None
+    return -float(dataset.log_density(observed(dataset[:])).mean())
 
 
 def level_width(dataset: Any) -> float | None:

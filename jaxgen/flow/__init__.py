@@ -1,0 +1,1 @@
+"""Normalizing flows: invertible networks between data and noise, with exact likelihoods."""

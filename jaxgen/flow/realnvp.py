@@ -1,0 +1,168 @@
+"""NICE and RealNVP: flows of couplings (Dinh, Krueger & Bengio 2015; Dinh, Sohl-Dickstein & Bengio 2017).
+
+A mask m keeps one half of x, and a network that reads it moves the other half, by adding or by scaling and
+adding,
+
+    NICE:     y = m x + (1 - m) (x + t(m x)),
+    RealNVP:  y = m x + (1 - m) (x exp(s(m x)) + t(m x)),     log |det| = sum (1 - m) s(m x).
+
+Both ways take one call of the network, which is never inverted itself. The halves change their roles from
+layer to layer: masks keep the even and the odd dimensions by turns. NICE is `transform=Additive()`, and its
+volume changes only in the scales of the dimensions, before and after the couplings.
+
+Departs from the papers: a scale and shift of each dimension at both ends, set by the first batch, in place of
+batch normalisation; s is bounded by a constant in place of a learned scale; these are the flows of vectors.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxgen import values
+from jaxgen.flow import bijectors, conditioned, density
+from jaxgen.flow.density import Label
+from jaxgen.flow.preprocessing import Logit, Preprocessing, Standardize
+from jaxgen.flow.transforms import Additive, Affine, Transform
+from jaxgen.nn.mlp import MLP
+from jaxgen.types import Batch, Metrics
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(density.Conditional):
+    """Hyperparameters of NICE and RealNVP."""
+
+    num_layers: int = 8
+    """Couplings."""
+    transform: Affine | Additive | Transform = Affine()
+    """How a coupling moves its half: RealNVP scales and adds, NICE adds."""
+    network: MLP | nn.Module = MLP()
+    """Network of a coupling: takes x (B, D) whose moved half is 0, and one-hot labels if conditional, and
+    gives `num_outputs` numbers."""
+    preprocessing: Standardize | Logit | Preprocessing = Standardize()
+    """What the data go through before the layers."""
+
+
+class State(NamedTuple):
+    """What training changes."""
+
+    step: Array
+    key: Array
+    params: Any
+    opt_state: Any
+
+
+def flow(cfg: Config) -> bijectors.Bijector:
+    """The bijector: preprocessing, couplings, and a scale and shift of each dimension.
+
+    Raises ValueError for fewer than one layer, and for data of one dimension.
+    """
+    return bijectors.chain(
+        cfg.preprocessing.bijector(cfg.num_dims, cfg.levels),
+        bijectors.scanned(lambda index: layer(cfg, index), cfg.num_layers),
+        bijectors.diagonal(cfg.num_dims),
+    )
+
+
+def layer(cfg: Config, index: Array | int) -> bijectors.Bijector:
+    """A coupling, whose mask keeps every other dimension."""
+    mask = (jnp.arange(cfg.num_dims) + index) % 2 == 0
+    return conditioned.coupling(cfg.network, cfg.transform, mask, cfg.num_context)
+
+
+def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
+    """A fresh state; `batch`, if given, sets the scales and shifts.
+
+    Raises ValueError for fewer than one layer, data of one dimension, preprocessing that the data cannot
+    have, and a conditional flow of data without labels.
+    """
+    density.check(cfg)
+    params_key, data_key, step_key = jax.random.split(key, 3)
+    x = context = None
+    if batch is not None:
+        x, context = density.training_data(data_key, batch, cfg), density.batch_context(batch, cfg)
+    params = flow(cfg).init(params_key, x, context)
+    opt_state = values.gradient_transformation(cfg.optimizer).init(params)
+    return State(jnp.zeros((), jnp.int32), step_key, params, opt_state)
+
+
+def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Metrics]:
+    """Mean negative log-likelihood in nats per example, of dequantised data.
+
+    `batch["label"]` (B,) is needed if conditional.
+    """
+    x, context = density.training_data(key, batch, cfg), density.batch_context(batch, cfg)
+    nll = -density.log_prob(flow(cfg), params, x, context).mean()
+    return nll, {"nll": nll}
+
+
+def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
+    """One step on `batch["image"]` or `batch["x"]`, (B, *shape), `batch["label"]` (B,) if conditional."""
+    key = jax.random.fold_in(state.key, state.step)
+    grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key, cfg)
+    optimizer = values.gradient_transformation(cfg.optimizer)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+
+def sample(
+    key: Array, state: State, n: int, cfg: Config, label: Label = None, *, temperature: float = 1.0
+) -> Array:
+    """n draws, (n, *shape), of noise with `temperature` as its standard deviation.
+
+    If conditional, of the `label` given, one for all or (n,), else of labels drawn uniformly.
+    """
+    noise_key, label_key = jax.random.split(key)
+    if cfg.conditional and label is None:
+        label = jax.random.randint(label_key, (n,), 0, cfg.num_classes)
+    return decode(state, temperature * jax.random.normal(noise_key, (n, cfg.num_dims)), cfg, label)
+
+
+def measure(cfg: Config) -> str:
+    """What `log_prob` is of: a density, of dequantised pixels if the data have levels."""
+    del cfg
+    return "density"
+
+
+def log_prob(state: State, x: Array, cfg: Config, label: Label = None) -> Array:
+    """log p(x) of real numbers x (B, *shape) in nats, (B,).
+
+    If conditional it is log p(x | label), or without a label log p(x), all labels being equally likely.
+    """
+    if cfg.conditional and label is None:
+        return density.marginal_log_prob(flow(cfg), state.params, x, cfg)
+    return density.log_prob(flow(cfg), state.params, x, density.context(label, x.shape[0], cfg))
+
+
+def encode(state: State, x: Array, cfg: Config, label: Label = None) -> Array:
+    """The noise that becomes x, (B, D). `label` is needed if conditional, here and below."""
+    context = density.context(label, x.shape[0], cfg)
+    return flow(cfg).forward(state.params, x.reshape(x.shape[0], -1), context)[0]
+
+
+def decode(state: State, z: Array, cfg: Config, label: Label = None) -> Array:
+    """The data that noise z (B, D) becomes, (B, *shape)."""
+    x, _ = flow(cfg).inverse(state.params, z, density.context(label, z.shape[0], cfg))
+    return x.reshape(-1, *cfg.shape)
+
+
+def reverse_kl(
+    params: Any,
+    key: Array,
+    target_log_prob: Callable[[Array], Array],
+    n: int,
+    cfg: Config,
+    label: Label = None,
+    *,
+    path: bool = False,
+) -> Array:
+    """KL(p || target) up to a constant, see `density.reverse_kl`."""
+    context = density.context(label, n, cfg)
+    return density.reverse_kl(flow(cfg), params, key, target_log_prob, n, cfg, context, path=path)

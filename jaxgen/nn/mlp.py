@@ -1,0 +1,27 @@
+"""Fully connected networks of vectors."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+Activation = Literal["relu", "silu", "tanh"]
+
+
+class MLP(nn.Module):
+    """Fully connected layers of the numbers of an example and of its context; the output is 0 at first."""
+
+    widths: tuple[int, ...] = (128, 128)
+    """Widths of the hidden layers."""
+    activation: Activation = "silu"
+    """Nonlinearity of the hidden layers."""
+    num_outputs: int | None = None
+    """Numbers that it gives for an example; filled in by the model."""
+
+    @nn.compact
+    def __call__(self, x: Array, *context: Array) -> Array:
+        x = jnp.concatenate([x.reshape(x.shape[0], -1), *context], -1)
+        for width in self.widths:
+            x = getattr(nn, self.activation)(nn.Dense(width)(x))
+        return nn.Dense(self.num_outputs or 1, kernel_init=nn.initializers.zeros)(x)
