@@ -91,7 +91,7 @@ def test_no_key_serves_twice(name, index):
     for what, program in programs.items():
         found = uses(program, KEY, jnp.int32(3), unknown=(rest, batch))
         assert not found.twice(), what
-        if what == "train_step" and index:
+        if what == "train_step" and index and getattr(cfg, "levels", 2):  # a flow of points draws nothing
             assert found.drawn
 
 

@@ -55,6 +55,9 @@ def functions(family, cfg, batch):
         given["z"] = gan.draw_codes(KEY, 4, cfg)
     elif hasattr(cfg, "num_latents"):
         given["z"] = jnp.zeros((4, cfg.num_latents))
+    elif hasattr(cfg, "num_dims"):
+        given["z"] = jnp.zeros((4, cfg.num_dims))
+        given |= {"params": state.params, "target_log_prob": lambda x: x.reshape(len(x), -1).sum(1)}
     for name, function in vars(family).items():
         parameters = inspect.signature(function).parameters if inspect.isfunction(function) else ()
         ours = not name.startswith("_") and getattr(function, "__module__", "") == family.__name__

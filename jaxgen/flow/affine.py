@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxgen import values
+from jaxgen import keys, values
 from jaxgen.flow import bijectors, density
 from jaxgen.types import Batch, Metrics
 
@@ -50,7 +50,7 @@ def flow(cfg: Config) -> bijectors.Bijector:
 
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state; `batch`, if given, sets the mean and the diagonal of L to its own."""
-    params_key, data_key, step_key = jax.random.split(key, 3)
+    params_key, data_key, step_key = keys.named(key, "params", "data", "steps")
     x = None if batch is None else density.training_data(data_key, batch, cfg)
     params = flow(cfg).init(params_key, x)
     opt_state = values.gradient_transformation(cfg.optimizer).init(params)

@@ -11,16 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
-from jaxgen import distributions, values
+from jaxgen import distributions, labels, values
 from jaxgen.flow.bijectors import Bijector
 from jaxgen.flow.preprocessing import dequantised
 from jaxgen.types import Batch, observed
-
-Label = Array | int | None
-"""Of examples: one for all, one for each, (B,), or none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +29,10 @@ class Config:
     """Values of a pixel, spread over [-1, 1], dequantised by noise one level wide; 0 for real numbers."""
     optimizer: values.Optimizer = values.Adam(1e-3, gradient_clip=10.0)
     """The optimizer."""
+
+    def __post_init__(self) -> None:
+        if self.levels < 0 or self.levels == 1:
+            raise ValueError(f"levels must be 2 or more, or 0 for real numbers, got {self.levels}")
 
     @property
     def num_dims(self) -> int:
@@ -52,7 +52,7 @@ class Conditional(Config):
     @property
     def num_context(self) -> int:
         """Length of the context."""
-        return self.num_classes if self.conditional else 0
+        return labels.count(self)
 
 
 def training_data(key: Array, batch: Batch, cfg: Config) -> Array:
@@ -103,36 +103,18 @@ def reverse_kl(
     return (log_p - target_log_prob(x.reshape(n, *cfg.shape))).mean()
 
 
-def context(label: Label, n: int, cfg: Conditional) -> Array | None:
+def context(label: labels.Label, n: int, cfg: Conditional) -> Array | None:
     """One-hot labels of n examples, (n, num_classes); None for an unconditional flow.
 
-    Raises ValueError for a label of an unconditional flow, for none of a conditional one, and for a label of
-    no class, unless it is being traced.
+    Raises ValueError as `labels.given` does.
     """
-    if not cfg.conditional:
-        if label is not None:
-            raise ValueError("an unconditional flow takes no label: train it with conditional")
-        return None
-    if label is None:
-        raise ValueError("this flow is conditional: give the label of every example")
-    if not isinstance(label, jax.core.Tracer):
-        known = np.asarray(label)
-        wrong = known[(known < 0) | (known >= cfg.num_classes)]
-        if wrong.size:
-            raise ValueError(f"label {wrong.flat[0]} is of no class: there are 0 to {cfg.num_classes - 1}")
-    return jax.nn.one_hot(jnp.broadcast_to(jnp.asarray(label), (n,)), cfg.num_classes)
+    return _one_hot(labels.given(label, n, labels.count(cfg)), cfg)
 
 
 def batch_context(batch: Batch, cfg: Conditional) -> Array | None:
     """The context to train on. Raises ValueError for a batch without the labels a conditional flow needs."""
-    if not cfg.conditional:
-        return None
-    if "label" not in batch:
-        raise ValueError('a conditional flow is trained on labels: the batch has no "label"')
-    return jax.nn.one_hot(batch["label"], cfg.num_classes)
+    return _one_hot(labels.of_batch(batch, labels.count(cfg)), cfg)
 
 
-def check(cfg: Conditional) -> None:
-    """Raises ValueError for a conditional flow of data without labels."""
-    if cfg.conditional and not cfg.num_classes:
-        raise ValueError("a conditional flow needs labels: this data set has none, or num_classes is not set")
+def _one_hot(label, cfg):
+    return None if label is None else jax.nn.one_hot(label, cfg.num_classes)

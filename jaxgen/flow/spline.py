@@ -23,9 +23,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxgen import values
+from jaxgen import keys, labels, values
 from jaxgen.flow import bijectors, conditioned, density
-from jaxgen.flow.density import Label
 from jaxgen.flow.preprocessing import Logit, Preprocessing, Standardize
 from jaxgen.flow.transforms import RationalQuadratic, Transform
 from jaxgen.nn.masked import MADE
@@ -145,8 +144,8 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     Raises ValueError for fewer than one layer, couplings of data of one dimension, preprocessing that the
     data cannot have, and a conditional flow of data without labels.
     """
-    density.check(cfg)
-    params_key, data_key, step_key = jax.random.split(key, 3)
+    labels.check_conditional(cfg)
+    params_key, data_key, step_key = keys.named(key, "params", "data", "steps")
     x = context = None
     if batch is not None:
         x, context = density.training_data(data_key, batch, cfg), density.batch_context(batch, cfg)
@@ -176,15 +175,14 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
 
 
 def sample(
-    key: Array, state: State, n: int, cfg: Config, label: Label = None, *, temperature: float = 1.0
+    key: Array, state: State, n: int, cfg: Config, label: labels.Label = None, *, temperature: float = 1.0
 ) -> Array:
     """n draws, (n, *shape), of noise with `temperature` as its standard deviation.
 
     If conditional, of the `label` given, one for all or (n,), else of labels drawn uniformly.
     """
-    noise_key, label_key = jax.random.split(key)
-    if cfg.conditional and label is None:
-        label = jax.random.randint(label_key, (n,), 0, cfg.num_classes)
+    noise_key, label_key = keys.named(key, "noise", "label")
+    label = labels.drawn(label_key, label, n, labels.count(cfg))
     return decode(state, temperature * jax.random.normal(noise_key, (n, cfg.num_dims)), cfg, label)
 
 
@@ -194,7 +192,7 @@ def measure(cfg: Config) -> str:
     return "density"
 
 
-def log_prob(state: State, x: Array, cfg: Config, label: Label = None) -> Array:
+def log_prob(state: State, x: Array, cfg: Config, label: labels.Label = None) -> Array:
     """log p(x) of real numbers x (B, *shape) in nats, (B,).
 
     If conditional it is log p(x | label), or without a label log p(x), all labels being equally likely.
@@ -204,13 +202,13 @@ def log_prob(state: State, x: Array, cfg: Config, label: Label = None) -> Array:
     return density.log_prob(flow(cfg), state.params, x, density.context(label, x.shape[0], cfg))
 
 
-def encode(state: State, x: Array, cfg: Config, label: Label = None) -> Array:
+def encode(state: State, x: Array, cfg: Config, label: labels.Label = None) -> Array:
     """The noise that becomes x, (B, D). `label` is needed if conditional, here and below."""
     context = density.context(label, x.shape[0], cfg)
     return flow(cfg).forward(state.params, x.reshape(x.shape[0], -1), context)[0]
 
 
-def decode(state: State, z: Array, cfg: Config, label: Label = None) -> Array:
+def decode(state: State, z: Array, cfg: Config, label: labels.Label = None) -> Array:
     """The data that noise z (B, D) becomes, (B, *shape)."""
     x, _ = flow(cfg).inverse(state.params, z, density.context(label, z.shape[0], cfg))
     return x.reshape(-1, *cfg.shape)
@@ -222,7 +220,7 @@ def reverse_kl(
     target_log_prob: Callable[[Array], Array],
     n: int,
     cfg: Config,
-    label: Label = None,
+    label: labels.Label = None,
     *,
     path: bool = False,
 ) -> Array:

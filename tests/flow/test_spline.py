@@ -23,6 +23,8 @@ SMALL = spline.Config(
     num_layers=2, layer=Coupling(MLP((16,))), transform=RationalQuadratic(4), optimizer=SGD(1e-2)
 )
 TRAINED = spline.Config(num_layers=2, layer=Coupling(MLP((32,))))
+RANDOM = (dataclasses.replace(SMALL, conditional=True),)
+OPTIONS = {"levels": 17}
 POINTS = dataclasses.replace(SMALL, shape=(3,), levels=0)
 LAYERS = {
     "coupling": POINTS,
