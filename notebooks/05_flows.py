@@ -46,10 +46,10 @@ def train_on(dataset, family, steps, **hyperparameters):
     return cfg, jaxgen.fit(family, cfg, dataset, steps=steps, batch_size=512, key=jax.random.key(0))
 
 
-def show(panels, titles, color="C0", limit=None):
+def show(panels, titles, color=None, limit=None):
     axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 3.4), squeeze=False)[1][0]
     for axis, x, title in zip(axes, panels, titles, strict=True):
-        axis.scatter(*np.asarray(x).T, c=color, s=2, cmap="hsv")
+        axis.scatter(*np.asarray(x).T, s=2, **({} if color is None else {"c": color, "cmap": "hsv"}))
         axis.set(title=title, aspect="equal")
         if limit:
             axis.set(xlim=(-limit, limit), ylim=(-limit, limit))
