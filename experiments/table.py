@@ -22,6 +22,7 @@ FAMILIES = {
     "autoencoder": "Autoencoders",
     "gan": "Adversarial networks",
     "diffusion": "Diffusion and flow matching",
+    "flow": "Normalizing flows",
 }
 """Headings of the scripts; a script that is not named here has its own name."""
 

@@ -112,6 +112,30 @@ def save_labelled_points(
     _save(figure, path)
 
 
+def save_maps(path: str | Path, maps: Mapping[str, ArrayLike], x: ArrayLike, y: ArrayLike) -> None:
+    """Named functions of the plane, as their values (len(y), len(x)) at the places x and y, one panel each.
+
+    Dark is the lowest of all values and bright the highest, so that panels can be compared.
+    """
+    shown = {name: np.asarray(values) for name, values in maps.items()}
+    x, y = np.asarray(x), np.asarray(y)
+    figure, axes = _figure(len(shown))
+    lowest = min(values.min() for values in shown.values())
+    highest = max(values.max() for values in shown.values())
+    for panel, (name, values) in zip(axes, shown.items(), strict=True):
+        panel.imshow(
+            values,
+            origin="lower",
+            extent=(x[0], x[-1], y[0], y[-1]),
+            vmin=lowest,
+            vmax=highest,
+            cmap="magma",
+            interpolation="nearest",
+        )
+        panel.set(title=name)
+    _save(figure, path)
+
+
 class Curve(NamedTuple):
     """Points (x, y) joined by a line, or not, as `style` has it in Matplotlib's words."""
 

@@ -56,6 +56,20 @@ def test_pairs_put_the_reconstruction_under_its_image(tmp_path):
     np.testing.assert_array_equal(pixels[16::30, 16], [0, 255, 0, 255])
 
 
+def test_maps_have_one_scale_and_y_upwards(tmp_path):
+    values = np.zeros((40, 30))
+    values[30:, 20:] = 2.0  # large x, large y
+    plot.save_maps(
+        tmp_path / "maps.png", {"peak": values, "low": 0 * values + 1}, np.arange(30), np.arange(40)
+    )
+    pixels = read(tmp_path / "maps.png")[..., :3].astype(int).sum(-1)
+    half = pixels.shape[1] // 2
+    bright = np.argwhere(pixels[:, :half][40:-40, 40:-40] > 600)
+    panel = np.argwhere(pixels[:, half:] < 200)
+    assert len(bright)
+    assert len(panel) < pixels.size / 4
+
+
 @pytest.mark.parametrize("shape", [(9, 8, 8, 1), (9, 8, 8, 2), (9, 8, 8, 3), (9, 8, 8, 4), (9, 2), (9, 5)])
 def test_any_batch_becomes_a_picture(tmp_path, shape):
     plot.save_samples(tmp_path / "samples.png", np.random.default_rng(0).uniform(-1, 1, shape))

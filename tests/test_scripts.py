@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import autoencoder, classical, diffusion
+from experiments import autoencoder, classical, diffusion, flow
 from jaxgen import data, types
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 DOWNLOADS = {"mnist": ((28, 28, 1), 10), "fashion_mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10)}
 """Shapes and classes of the data sets that tests do not load."""
-SCRIPTS = (autoencoder, classical, diffusion)
+SCRIPTS = (autoencoder, classical, diffusion, flow)
 """tests/gan/test_presets.py has those of gan.py."""
 
 
