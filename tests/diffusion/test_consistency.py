@@ -140,6 +140,26 @@ def test_no_gradient_goes_through_the_target():
     assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(*map(jax.tree.leaves, (own, moved)), strict=True))
 
 
+def test_the_target_follows_more_slowly_the_more_levels_there_are():
+    """And the loss is to it, not to the parameters being trained."""
+    cfg = dataclasses.replace(POINTS, target_decay=0.9, curriculum=curricula.Doubling(4, 32, 400))
+    state = init(jax.random.key(0), cfg)
+    moved = jax.tree.map(lambda leaf: leaf + 0.1, state.params)
+    state = state._replace(target=moved, step=jnp.int32(150))
+    batch = {"x": jax.random.normal(jax.random.key(1), (16, 2))}
+    after, metrics = jax.jit(functools.partial(consistency.train_step, cfg=cfg))(state, batch)
+    assert metrics["intervals"] == 8
+    decay = 0.9 ** (5 / 9)  # of 5 levels at first, and 9 now
+    wanted = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, moved, after.params)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), after.target, wanted)
+    key = jax.random.fold_in(state.key, 150)
+    found, own = (
+        consistency.loss(state.params, batch, key, cfg, 8, target)[0] for target in (moved, state.params)
+    )
+    assert float(metrics["loss"]) == pytest.approx(float(found), rel=1e-4)
+    assert abs(found - own) > 1e-3
+
+
 def test_levels_grow_in_number_as_the_papers_say():
     improved = curricula.Doubling(steps=400_000)
     steps = np.array([0, 49_999, 50_000, 120_000, 349_999, 350_000, 399_999, 10**9])

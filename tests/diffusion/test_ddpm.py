@@ -333,6 +333,16 @@ def test_the_bound_is_of_the_level_that_a_pixel_is_nearest_to():
     np.testing.assert_allclose(np.asarray(found).reshape(17, -1).mean(1)[4:13], near[4:13], atol=0.2)
 
 
+def test_without_a_terminal_signal_noise_is_all_there_is_at_the_end():
+    cfg = ddpm.Config(target="v")
+    with_signal, without = (
+        ddpm.process(dataclasses.replace(cfg, zero_terminal_snr=zero)).alpha_bar for zero in (False, True)
+    )
+    assert with_signal[-1] > 1e-6
+    assert without[-1] == pytest.approx(0.0, abs=1e-15)
+    assert without[0] == pytest.approx(with_signal[0])
+
+
 def test_pictures_are_mirrored_as_often_as_not():
     cfg = dataclasses.replace(SMALL, shape=(1, 2, 1), network=Predictions(), target="x0", flip=True)
     image = jnp.tile(jnp.float32([1.0, 0.0]).reshape(1, 1, 2, 1), (4000, 1, 1, 1))

@@ -84,6 +84,22 @@ def test_options_of_the_sampler_are_heeded(state):
     assert frames.shape == (2, 5, 2)
 
 
+def test_the_sampler_is_given_the_levels_of_the_config(state):
+    seen = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Spy(Heun):
+        def __call__(self, denoise, x, sigmas, key):
+            seen.append((float(x.std()), sigmas))
+            return super().__call__(denoise, x, sigmas, key)
+
+    cfg = dataclasses.replace(CFG, smallest_level=0.1, largest_level=10.0, exponent=3.0, sampler=Spy(4))
+    edm.sample(jax.random.key(0), state, 2000, cfg)
+    ((std, sigmas),) = seen
+    np.testing.assert_allclose(sigmas, np.linspace(10 ** (1 / 3), 0.1 ** (1 / 3), 4) ** 3, rtol=1e-6)
+    assert std == pytest.approx(10.0, rel=0.05)
+
+
 @pytest.mark.slow
 def test_it_learns_two_points_and_samples_them():
     cfg = dataclasses.replace(CFG, shape=(1,), data_std=1.0)
