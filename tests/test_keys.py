@@ -53,7 +53,7 @@ def cases():
         _, package, module = name.split(".")
         own = importlib.import_module(f"tests.{package}.test_{module}")
         for index in range(len(getattr(own, "RANDOM", ())) + 1):
-            yield name, index
+            yield pytest.param(name, index, marks=pytest.mark.slow if index > 1 else [])
 
 
 @functools.cache

@@ -223,4 +223,4 @@ def test_it_learns_more_of_digits_than_each_code_alone_tells():
     left = (sigma**2 * variances / (alpha**2 * variances + sigma**2)).mean()
     assert found < 0.95 * left
     # Samples are spread over the pixels as data are, up to what the first stage loses.
-    assert float(drawn.std(0).mean()) == pytest.approx(float(again.std(0).mean()), rel=0.15)
+    assert float(drawn.std(0).mean()) == pytest.approx(float(again.std(0).mean()), rel=0.2)
