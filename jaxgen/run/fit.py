@@ -131,7 +131,7 @@ def fit(
                 step, counted = step + done, counted + done
                 bar.update(done)
             dispatch.check(totals, cfg)
-            if step % log_every == 0 or step == steps:
+            if counted and (step % log_every == 0 or step == steps):
                 metrics = {name: float(total) / counted for name, total in totals.metrics.items()}
                 rate = counted / (time.perf_counter() - since)
                 bar.set_postfix({name: f"{value:.4g}" for name, value in metrics.items()}, refresh=False)
