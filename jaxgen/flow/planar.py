@@ -95,21 +95,21 @@ def planar(num_dims: int) -> bijectors.Bijector:
     def read(params):
         """u, such that w'u > -1, and w'u."""
         u, w = params["u"], params["w"]
-        inner = u @ w
-        u = u + (jax.nn.softplus(inner) - 1 + MARGIN - inner) * w / (w @ w + 1e-12)
-        return u, u @ w
+        inner = along(u, w)
+        u = u + (jax.nn.softplus(inner) - 1 + MARGIN - inner) * w / (along(w, w) + 1e-12)
+        return u, along(u, w)
 
     def forward(params, x, context=None):
         del context
         u, inner = read(params)
-        bent = jnp.tanh(x @ params["w"] + params["b"])
+        bent = jnp.tanh(along(x, params["w"]) + params["b"])
         return x + bent[:, None] * u, jnp.log1p(inner * (1 - bent**2))
 
     def inverse(params, y, context=None):
         del context
         u, inner = read(params)
         # s = w'x solves s + w'u tanh(s + b) = w'y, whose left side rises.
-        total, b = y @ params["w"], params["b"]
+        total, b = along(y, params["w"]), params["b"]
         gap = lambda s: s + inner * jnp.tanh(s + b) - total
         s = root(gap, total - abs(inner), total + abs(inner))
         bent = jnp.tanh(s + b)
@@ -156,6 +156,11 @@ def radial(num_dims: int) -> bijectors.Bijector:
         return params["center"] + factor[:, None] * away, -log_det(alpha, beta, r)
 
     return bijectors.Bijector(init, forward, inverse)
+
+
+def along(x: Array, w: Array) -> Array:
+    """w'x of vectors (..., D), in full precision on every platform: both directions must agree on it."""
+    return jnp.matmul(x, w, precision="highest")
 
 
 def length(x: Array) -> Array:
