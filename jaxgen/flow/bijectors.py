@@ -87,6 +87,7 @@ def scanned(make: Callable[[Array], Bijector], depth: int) -> Bijector:
         keys = jax.random.split(key, depth)
         if x is None:
             return jax.vmap(lambda key, layer: make(layer).init(key))(keys, layers)
+        x = _of_parameters(x)
 
         def step(x, row):
             key, layer = row
@@ -102,6 +103,7 @@ def scanned(make: Callable[[Array], Bijector], depth: int) -> Bijector:
             x, log_det = getattr(make(layer), direction)(own, x, context)
             return (x, total + log_det), None
 
+        x = _of_parameters(x)
         return jax.lax.scan(step, (x, no_change(x)), (params, layers), reverse=reverse)[0]
 
     def forward(params, x, context=None):
@@ -265,6 +267,11 @@ def logit(alpha: float, levels: int) -> Bijector:
 def no_change(x: Array) -> Array:
     """A log_det of zeros (B,), float32 at least."""
     return jnp.zeros(x.shape[0], jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _of_parameters(x):
+    """x with the type that parameters have at least, which what goes round a loop must have from the start."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.zeros(()).dtype))
 
 
 def sum_dims(log_slope: Array) -> Array:
