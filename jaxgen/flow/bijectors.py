@@ -270,13 +270,13 @@ def no_change(x: Array) -> Array:
 
 
 def _of_parameters(x):
-    """x with the type that parameters have at least, which what goes round a loop must have from the start."""
+    """x with the type that parameters have at least: what goes round a loop must have it from the start."""
     return x.astype(jnp.promote_types(x.dtype, jnp.zeros(()).dtype))
 
 
 def sum_dims(log_slope: Array) -> Array:
     """The log_det (B,) of an elementwise map with these log-slopes (B, ...)."""
-    return log_slope.reshape(log_slope.shape[0], -1).sum(-1)
+    return log_slope.sum(tuple(range(1, log_slope.ndim)))
 
 
 def inverse_softplus(y: Array) -> Array:

@@ -58,12 +58,12 @@ class Conditional(Config):
 def training_data(key: Array, batch: Batch, cfg: Config) -> Array:
     """The examples of a batch, dequantised and flat, (B, D)."""
     x = dequantised(key, observed(batch), cfg.levels)
-    return x.reshape(x.shape[0], -1)
+    return x.reshape(x.shape[0], cfg.num_dims)
 
 
 def log_prob(flow: Bijector, params: Any, x: Array, context: Array | None = None) -> Array:
     """log p(x) of x (B, ...) in nats, (B,)."""
-    z, log_det = flow.forward(params, x.reshape(x.shape[0], -1), context)
+    z, log_det = flow.forward(params, x.reshape(x.shape[0], math.prod(x.shape[1:])), context)
     return distributions.normal_log_prob(z) + log_det
 
 

@@ -252,12 +252,12 @@ def log_prob(state: State, x: Array, cfg: Config) -> Array:
 
 def encode(state: State, x: Array, cfg: Config) -> Array:
     """The noise that becomes x, (B, D)."""
-    return flow(cfg).forward(state.params, x.reshape(x.shape[0], -1))[0]
+    return flow(cfg).forward(state.params, x.reshape(x.shape[0], cfg.num_dims))[0]
 
 
 def decode(state: State, z: Array, cfg: Config) -> Array:
     """The data that noise z (B, D) becomes, (B, *shape)."""
-    return flow(cfg).inverse(state.params, z)[0].reshape(-1, *cfg.shape)
+    return flow(cfg).inverse(state.params, z)[0].reshape(z.shape[0], *cfg.shape)
 
 
 def reverse_kl(

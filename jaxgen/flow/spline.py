@@ -205,13 +205,13 @@ def log_prob(state: State, x: Array, cfg: Config, label: labels.Label = None) ->
 def encode(state: State, x: Array, cfg: Config, label: labels.Label = None) -> Array:
     """The noise that becomes x, (B, D). `label` is needed if conditional, here and below."""
     context = density.context(label, x.shape[0], cfg)
-    return flow(cfg).forward(state.params, x.reshape(x.shape[0], -1), context)[0]
+    return flow(cfg).forward(state.params, x.reshape(x.shape[0], cfg.num_dims), context)[0]
 
 
 def decode(state: State, z: Array, cfg: Config, label: labels.Label = None) -> Array:
     """The data that noise z (B, D) becomes, (B, *shape)."""
     x, _ = flow(cfg).inverse(state.params, z, density.context(label, z.shape[0], cfg))
-    return x.reshape(-1, *cfg.shape)
+    return x.reshape(z.shape[0], *cfg.shape)
 
 
 def reverse_kl(

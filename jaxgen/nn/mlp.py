@@ -1,5 +1,6 @@
 """Fully connected networks of vectors."""
 
+import math
 from typing import Literal
 
 import flax.linen as nn
@@ -21,7 +22,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *context: Array) -> Array:
-        x = jnp.concatenate([x.reshape(x.shape[0], -1), *context], -1)
+        x = jnp.concatenate([x.reshape(x.shape[0], math.prod(x.shape[1:])), *context], -1)
         for width in self.widths:
             x = getattr(nn, self.activation)(nn.Dense(width)(x))
         return nn.Dense(self.num_outputs or 1, kernel_init=nn.initializers.zeros)(x)

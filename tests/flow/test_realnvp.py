@@ -99,19 +99,19 @@ def test_labels_where_none_were_trained_and_none_where_they_were():
         lambda: realnvp.decode(unlabelled, z, plain, jnp.arange(4)),
         lambda: realnvp.sample(jax.random.key(0), unlabelled, 4, plain, 0),
     ):
-        with pytest.raises(ValueError, match="an unconditional flow takes no label"):
+        with pytest.raises(ValueError, match="this model is unconditional"):
             refused()
     for refused in (
         lambda: realnvp.encode(labelled, x, LABELLED),
         lambda: realnvp.decode(labelled, z, LABELLED),
     ):
-        with pytest.raises(ValueError, match="this flow is conditional: give the label"):
+        with pytest.raises(ValueError, match="this model is conditional: give the label"):
             refused()
     with pytest.raises(ValueError, match='the batch has no "label"'):
         realnvp.loss(labelled.params, {"x": x}, jax.random.key(0), LABELLED)
     with pytest.raises(ValueError, match="label 2 is of no class: there are 0 to 1"):
         realnvp.log_prob(labelled, x, LABELLED, 2)
-    with pytest.raises(ValueError, match="a conditional flow needs labels"):
+    with pytest.raises(ValueError, match="a conditional model needs labels"):
         realnvp.init(jax.random.key(0), dataclasses.replace(LABELLED, num_classes=0))
 
 
