@@ -12,11 +12,12 @@ from jaxgen.nn.masked import MADE
 from jaxgen.values import SGD, Adam, Cosine
 from tests.flow.check import assert_bijector, initial, mass, shaken, wide
 
+DATA = "moons"
 # Standardised data leave gradients near 0, whose signs Adam would follow: SGD for what must be reproduced.
 SMALL = maf.Config(num_layers=2, network=MADE((16,)), optimizer=SGD(1e-2))
 TRAINED = maf.Config(num_layers=3, network=MADE((32,)))
 RANDOM = (dataclasses.replace(SMALL, conditional=True),)
-OPTIONS = {"preprocessing.alpha": 0.1}
+OPTIONS, ELSEWHERE = {"levels": 17}, ("preprocessing",)  # of pixels: test_losses.py
 POINTS = maf.Config(shape=(3,), levels=0, num_layers=3, network=MADE((8,)))
 IAF = dataclasses.replace(POINTS, direct="sampling")
 

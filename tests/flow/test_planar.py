@@ -17,7 +17,7 @@ DATA = "moons"
 # Standardised data leave gradients near 0, whose signs Adam would follow: SGD for what must be reproduced.
 SMALL = planar.Config(num_layers=3, optimizer=SGD(1e-2))
 TRAINED = planar.Config(num_layers=8)
-OPTIONS, ELSEWHERE = {"levels": 17}, ("preprocessing",)  # of pixels: test_maf.py
+OPTIONS, ELSEWHERE = {"levels": 17}, ("preprocessing",)  # of pixels: test_losses.py
 POINTS = planar.Config(shape=(2,), levels=0, num_layers=2)
 
 

@@ -22,7 +22,7 @@ DATA = "moons"
 SMALL = realnvp.Config(num_layers=2, network=MLP((16,)), optimizer=SGD(1e-2))
 TRAINED = realnvp.Config(num_layers=4, network=MLP((32,)))
 RANDOM = (dataclasses.replace(SMALL, conditional=True),)
-OPTIONS, ELSEWHERE = {"levels": 17}, ("preprocessing",)  # of pixels: test_maf.py
+OPTIONS, ELSEWHERE = {"levels": 17}, ("preprocessing",)  # of pixels: test_losses.py
 POINTS = realnvp.Config(shape=(3,), levels=0, num_layers=3, network=MLP((8,)))
 LABELLED = dataclasses.replace(POINTS, shape=(2,), num_classes=2, conditional=True)
 

@@ -24,7 +24,7 @@ SMALL = spline.Config(
 )
 TRAINED = spline.Config(num_layers=2, layer=Coupling(MLP((32,))))
 RANDOM = (dataclasses.replace(SMALL, conditional=True),)
-OPTIONS, ELSEWHERE = {"levels": 17}, ("preprocessing",)  # of pixels: test_maf.py
+OPTIONS, ELSEWHERE = {"levels": 17}, ("preprocessing",)  # of pixels: test_losses.py
 POINTS = dataclasses.replace(SMALL, shape=(3,), levels=0)
 LAYERS = {
     "coupling": POINTS,
