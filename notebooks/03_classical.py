@@ -163,7 +163,7 @@ for k in range(1, MOST + 1):
 
 # %%
 days = data.load("weather").arrays["tokens"]
-chain_cfg = markov.Config(shape=(14,))
+chain_cfg = markov.Config(shape=(14,), num_symbols=len(WEATHER))
 chain = markov.fit(days, chain_cfg)
 moves = markov.transition_matrix(chain, chain_cfg)
 print("counted\n", np.round(moves, 3), "\ntrue\n", WEATHER_TRANSITION)

@@ -139,12 +139,19 @@ def forward_associative(
     identity = jnp.where(jnp.eye(k, dtype=bool), 0.0, -jnp.inf)
     scores = jnp.where(mask[:, None, None], scores, identity)
 
-    def combine(first, second):
-        return _log_sum(first[..., :, :, None] + second[..., None, :, :], -2)
+    def normalised(scores, log_scale):
+        """Scores whose largest is 0, and what was taken from them: sums of many would lose their digits."""
+        largest = _finite(jax.lax.stop_gradient(scores.max((-1, -2))))
+        return scores - largest[..., None, None], log_scale + largest
 
-    log_joint = jax.lax.associative_scan(combine, scores)[:, 0]
-    log_total = _log_sum(log_joint, -1)
-    return log_total[-1], log_joint - _finite(log_total)[:, None]
+    def combine(first, second):
+        (a, log_a), (b, log_b) = first, second
+        return normalised(_log_sum(a[..., :, :, None] + b[..., None, :, :], -2), log_a + log_b)
+
+    start = normalised(scores, jnp.zeros(len(scores), scores.dtype))
+    joint, log_scale = jax.lax.associative_scan(combine, start)
+    log_total = _log_sum(joint[:, 0], -1)
+    return log_scale[-1] + log_total[-1], joint[:, 0] - _finite(log_total)[:, None]
 
 
 def _either(inputs, products, sums):

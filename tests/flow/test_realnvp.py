@@ -14,7 +14,7 @@ from jaxgen.flow import realnvp
 from jaxgen.flow.preprocessing import Logit
 from jaxgen.flow.transforms import Additive
 from jaxgen.nn.mlp import MLP
-from jaxgen.values import SGD, Adam
+from jaxgen.values import SGD, Adam, Cosine
 from tests.flow.check import assert_bijector, initial, mass, shaken, wide
 
 DATA = "moons"
@@ -160,8 +160,10 @@ def test_bits_per_dim_of_a_known_distribution():
 @pytest.mark.slow
 def test_it_learns_two_moons():
     train, test = data.load("moons"), data.load("moons", "test")
-    cfg = types.from_data(realnvp, train, realnvp.Config(network=MLP((64, 64)), optimizer=Adam(2e-3)))
+    # Without a schedule the last steps of a run can lie 0.7 nats above their average.
+    optimizer = Adam(2e-3, schedule=Cosine(1500), gradient_clip=10.0)
+    cfg = types.from_data(realnvp, train, realnvp.Config(network=MLP((64, 64)), optimizer=optimizer))
     state = jaxgen.fit(realnvp, cfg, train, steps=1500, batch_size=256, key=jax.random.key(0))
     x = test[:]["x"]
     nll, entropy = -realnvp.log_prob(state, x, cfg).mean(), -test.log_density(x).mean()
-    assert entropy < nll < entropy + 0.3
+    assert entropy < nll < entropy + 0.2
