@@ -7,6 +7,7 @@ samples on top.
 """
 
 import json
+import re
 from pathlib import Path
 
 from jaxgen import types
@@ -151,13 +152,15 @@ def _is_default(key, metric):
 
 
 def render_families() -> str:
-    """README's table of families: the first line of each docstring, and the capabilities it has."""
-    lines = ["| Family | Idea | Can |", "|---|---|---|"]
+    """README's table of families, one row a kind: each file, and what the first line of its docstring names."""
+    rows = {kind: [] for kind in FAMILIES}
     for name, family in types.families().items():
+        _, kind, module = name.split(".")
         idea = (family.__doc__ or "").splitlines()[0].removesuffix(".")
-        can = " ".join(f"`{word}`" for word in ("sample", *types.capabilities(family)))
-        lines.append(_row(f"`{name.removeprefix('jaxgen.')}`", idea, can))
-    return "\n".join(lines) + "\n"
+        named = re.sub(r" \([^)]*\)", "", idea)  # without citations
+        rows.setdefault(kind, []).append(f"[`{module}`](jaxgen/{kind}/{module}.py) {named}")
+    kinds = (_row(f"`jaxgen.{kind}`", "; ".join(models)) for kind, models in rows.items() if models)
+    return "\n".join(["| Kind | Models |", "|---|---|", *kinds]) + "\n"
 
 
 def _run(name):
