@@ -152,7 +152,7 @@ def _is_default(key, metric):
 
 
 def render_families() -> str:
-    """README's table of families, one row a kind: each file, and what the first line of its docstring names."""
+    """README's table of families, a row a kind: each file, and what its docstring names first."""
     rows = {kind: [] for kind in FAMILIES}
     for name, family in types.families().items():
         _, kind, module = name.split(".")

@@ -54,7 +54,8 @@ def test_readme_lists_every_family_beside_its_kind():
         kind, models = (cell.strip() for cell in row.strip("|").split("|"))
         for module, path, idea in re.findall(r"\[`(\w+)`\]\(([\w/.]+)\) ([^;]+)", models):
             assert path == f"{kind.strip('`').replace('.', '/')}/{module}.py"
-            assert (ROOT / path).exists() and idea
+            assert (ROOT / path).exists()
+            assert idea
             listed.append(f"{kind.strip('`')}.{module}")
     assert sorted(listed) == sorted(types.families())
 

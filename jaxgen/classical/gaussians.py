@@ -16,6 +16,9 @@ from jaxgen.moments import Covariance, Moments
 UNROLLED = 32
 """Largest number of dimensions whose axis-aligned terms are written out one by one."""
 
+ROWS = 128
+"""Examples whose axis-aligned terms are added up in one pass, few enough for the cache."""
+
 EMPTY = 1e-6
 """Share of the data below which a component counts as empty."""
 
@@ -136,12 +139,14 @@ def moment_sums(x: Array, weights: Array, origin: Array, covariance: Covariance)
 
 
 def _axis_sums(x, weights, origin):
-    """Sums of r (x - o) and r (x - o)^2, (K, D) each; in passes over (N, K) if there are few dimensions."""
+    """Sums of r (x - o) and r (x - o)^2, (K, D) each; of blocks of (ROWS, K) if there are few dimensions."""
 
-    def along(coordinate, origin):
-        apart = coordinate[:, None] - origin
-        weighted = weights * apart
-        return weighted.sum(0), (weighted * apart).sum(0)
+    def of_block(total, rows):
+        x, weights = rows
+        apart = [x[:, i, None] - origin[:, i] for i in range(x.shape[1])]
+        first = jnp.stack([(weights * a).sum(0) for a in apart], 1)
+        second = jnp.stack([(weights * a**2).sum(0) for a in apart], 1)
+        return (total[0] + first, total[1] + second), None
 
     def of_one(_, inputs):
         weight, origin = inputs
@@ -150,9 +155,10 @@ def _axis_sums(x, weights, origin):
 
     if x.shape[1] > UNROLLED:
         return jax.lax.scan(of_one, None, (weights.T, origin))[1]
-    sums = [along(x[:, i], origin[:, i]) for i in range(x.shape[1])]
-    first, second = zip(*sums, strict=True)
-    return jnp.stack(first, 1), jnp.stack(second, 1)
+    missing = -len(x) % ROWS  # rows without weight
+    blocks = lambda a: jnp.pad(a, ((0, missing), (0, 0))).reshape(-1, ROWS, a.shape[1])
+    zero = jnp.zeros_like(origin)
+    return jax.lax.scan(of_block, (zero, zero), (blocks(x), blocks(weights)))[0]
 
 
 def centred(sums: Moments, origin: Array, covariance: Covariance) -> Moments:

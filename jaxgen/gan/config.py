@@ -142,6 +142,8 @@ def check(cfg: Config) -> None:
     how = conditioning_of(cfg)
     if cfg.loss not in LOSSES:
         raise ValueError(f"unknown loss {cfg.loss!r}: there are {', '.join(sorted(LOSSES))}")
+    if not 0 <= cfg.label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be at least 0 and below 1, got {cfg.label_smoothing}")
     if cfg.label_smoothing and cfg.loss not in SMOOTHED:
         raise ValueError(f"label_smoothing is for the losses {' and '.join(SMOOTHED)}, not {cfg.loss}")
     if cfg.penalty is not None and getattr(cfg.discriminator, "normalization", None) == "batch":

@@ -646,6 +646,7 @@ BATCH_NORMALIZED = mlp.Discriminator((8,), normalization="batch")
         ({"loss": "hing"}, r"unknown loss 'hing': there are .*hinge"),
         ({"penalty": R1(), "discriminator": BATCH_NORMALIZED}, "keeps them apart"),
         ({"label_smoothing": 0.1, "loss": "hinge"}, "label_smoothing is for"),
+        ({"label_smoothing": 1.5}, "label_smoothing must be at least 0 and below 1"),
         ({"conditioning": Concat()}, "Concat needs data with labels"),
         ({"conditioning": Projection(), "num_classes": 3, "packing": 2}, "packing goes with .* Projection"),
         ({"augmentation": Adaptive()}, "augmentations are of images"),
