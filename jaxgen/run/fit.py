@@ -24,6 +24,8 @@ from jaxgen.types import Family
 
 NUM_SAMPLES = 64
 """Samples in a picture."""
+NUM_POINTS = 2000
+"""Samples in a picture of points in the plane."""
 
 
 def fit(
@@ -114,8 +116,9 @@ def fit(
     if chunk is None and jax.process_count() > 1:
         chunk = log_every  # processes must make the same dispatches: no clock may choose
     advance = dispatch.advance(family, cfg, batches, mesh, shardings, chunk)
+    shown = NUM_POINTS if cfg.shape == (2,) else NUM_SAMPLES
     draw = jax.jit(
-        lambda key, state: family.sample(key, state, NUM_SAMPLES, cfg), out_shardings=shard.replicated(mesh)
+        lambda key, state: family.sample(key, state, shown, cfg), out_shardings=shard.replicated(mesh)
     )
     zeros = dispatch.zeros(family, cfg, state, batches, mesh)
     step, totals, counted, since = int(state.step), zeros, 0, time.perf_counter()
