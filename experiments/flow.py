@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import plot
+from jaxgen.evaluation.metric import metric
 from jaxgen.flow import affine, maf, planar, realnvp, spline
 from jaxgen.flow.preprocessing import Logit
 from jaxgen.flow.transforms import Additive, Affine, RationalQuadratic
@@ -34,8 +35,9 @@ NUM_SHOWN = 5000
 def evaluate(key, state, train, test, cfg, folder, family):
     """The likelihood of the test set; pictures of the density and of the codes where the data are a plane.
 
-    density.png: the true density, if it is known, and the model's. codes.png: test points, and where the flow
-    takes them, which is to a Gaussian.
+    nll_of_true_density is that of the density which the data were drawn from, which no flow is below but by
+    chance. density.png: the true density, if it is known, and the model's. codes.png: test points, and where
+    the flow takes them, which is to a Gaussian.
     """
     metrics = likelihoods(key, family, state, test, cfg)
     if cfg.shape == (2,):
@@ -46,6 +48,8 @@ def evaluate(key, state, train, test, cfg, folder, family):
         maps = {"model": np.asarray(jnp.exp(log_prob(jnp.float32(grid))))}
         if test.log_density is not None:
             maps = {"data": np.exp(test.log_density(grid)), **maps}
+            truth = -test.log_density(observed(test[:])).mean()
+            metrics["nll_of_true_density"] = metric(truth, "nats, density", len(test))
         side = (len(ticks[1]), len(ticks[0]))
         plot.save_maps(folder / "density.png", {name: m.reshape(side) for name, m in maps.items()}, *ticks)
         codes = jax.jit(lambda x: family.encode(state, x, cfg))(x)
