@@ -162,6 +162,12 @@ def test_init_needs_no_batch_and_keeps_its_shapes(case):
     chex.assert_trees_all_equal_shapes_and_dtypes(without, case.state)
 
 
+def test_batches_of_numpy_are_taken_without_jit(case):
+    batch = jax.tree.map(np.asarray, case.batch)
+    jax.eval_shape(lambda key: case.family.init(key, case.cfg, batch), jax.random.key(0))
+    jax.eval_shape(lambda state: case.family.train_step(state, batch, case.cfg), case.state)
+
+
 def test_step_is_pure(case):
     before = unkeyed(case.state)
     first, second = case.stepped, case.step(case.state, case.batch)

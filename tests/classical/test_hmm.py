@@ -122,15 +122,44 @@ def test_gaussian_emissions_find_where_sequences_dwell():
 @pytest.mark.slow
 @pytest.mark.parametrize("covariance", ["full", "diagonal"])
 def test_one_state_is_a_mixture_of_independent_frames(covariance):
+    """Its steps are those of the mixture, and so is its likelihood."""
     x = np.float32(vectors()[0])
-    emission = Gaussians(3, covariance)
-    cfg = hmm.Config(shape=(9, 2), num_states=1, emission=emission, max_steps=30)
-    mixture = gmm.Config(shape=(2,), num_components=3, covariance=covariance)
-    state = hmm.fit(x, cfg)
-    params = gmm.Params(*(leaf[0] for leaf in state.params.emission))
-    frames = gmm.State(state.step, state.key, params, None)
+    regularization = 0.05
+    emission = Gaussians(3, covariance, regularization)
+    cfg = hmm.Config(shape=(9, 2), num_states=1, emission=emission, max_steps=3, tolerance=0.0)
+    mixture = gmm.Config(
+        shape=(2,), num_components=3, covariance=covariance, regularization=regularization, max_steps=3
+    )
+    start = hmm.init(jax.random.key(0), cfg, {"x": x}).params
+    emission = start.emission._replace(weights=jnp.array([[0.6, 0.3, 0.1]]), means=0.3 * start.emission.means)
+    start = start._replace(emission=emission)
+    state = hmm.fit(x, cfg, params=start)
+    frames = gmm.fit(
+        x.reshape(-1, 2), mixture, gmm.Params(*(leaf[0] for leaf in start.emission)), jax.random.key(0)
+    )
+    assert abs(state.params.emission.weights[0] - start.emission.weights[0]).max() > 1e-3
+    for found, expected in zip(state.params.emission, frames.params, strict=True):
+        np.testing.assert_allclose(found[0], expected, rtol=1e-3, atol=1e-4)
     expected = gmm.log_prob(frames, x.reshape(-1, 2), mixture).reshape(40, 9).sum(1)
     np.testing.assert_allclose(hmm.log_prob(state, x, cfg), expected, rtol=1e-4)
+
+
+def test_variances_begin_with_the_regularization():
+    cfg = gaussian(regularization=0.3)
+    still = jnp.zeros((2, 9, 2)).at[0].set(1.0)
+    covariances = hmm.init(jax.random.key(0), cfg, {"x": still}).params.emission.covariances
+    np.testing.assert_allclose(jnp.diagonal(covariances, axis1=-2, axis2=-1).min(), 0.3, rtol=1e-5)
+
+
+def test_counts_of_symbols_are_averaged_over_steps(ragged):
+    """The second step has the weight 2^-power; every symbol of a batch is one that only it has."""
+    cfg = categorical(prior=0.1, stepwise_power=0.7)
+    step = jax.jit(functools.partial(hmm.train_step, cfg=cfg))
+    state = hmm.init(jax.random.key(0), cfg)
+    for symbol in (1, 3):
+        state, _ = step(state, {"tokens": jnp.full((6, 9), symbol)})
+    share = 2**-0.7
+    np.testing.assert_allclose(state.counts.emission.sum(0), [0, 9 * (1 - share), 0, 9 * share], rtol=1e-5)
 
 
 @pytest.mark.slow

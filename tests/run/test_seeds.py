@@ -21,15 +21,24 @@ def test_every_seed_is_trained_as_if_alone():
         lambda key, batch: family.train_step(family.init(key, CFG, batch), batch, CFG)
     )
     state, metrics = trained(several)(key, batch)
-    one = trained(gmm)
+    one, nll = trained(gmm), []
     for index, own in enumerate(jax.random.split(key, 3)):
-        alone, _ = one(own, {"x": batch["x"][10 * index : 10 * index + 10]})
+        alone, found = one(own, {"x": batch["x"][10 * index : 10 * index + 10]})
         jax.tree.map(
             lambda many, one, index=index: np.testing.assert_allclose(many[index], one, rtol=1e-4, atol=1e-5),
             state.states.params,
             alone.params,
         )
+        nll.append(found["nll"])
+    np.testing.assert_allclose(metrics["nll"], np.mean(nll), rtol=1e-4)
     assert all(metric.shape == () for metric in metrics.values())
+
+
+def test_samples_are_of_all_seeds_in_turn():
+    several, key = Seeds(gmm, 3), jax.random.key(0)
+    state = several.init(key, CFG)
+    each = several.sample_each(key, state, 4, CFG)
+    np.testing.assert_array_equal(several.sample(key, state, 10, CFG), np.stack(each, 1).reshape(12, 2)[:10])
 
 
 @pytest.mark.slow
