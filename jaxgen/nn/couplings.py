@@ -12,6 +12,8 @@ from jaxgen.nn.conv import Conv
 
 MAX_LOG_FACTOR = 15.0
 """Bound of the logarithm of a learned factor."""
+CONSTANT = 1e-6
+"""Standard deviation below which a channel counts as constant."""
 SMALL_NORMAL = nn.initializers.normal(0.05)
 
 
@@ -27,7 +29,7 @@ class ActNorm(nn.Module):
 
         def log_std(_):
             std = x.std(axes)
-            return jnp.float32(jnp.log(jnp.where(std > 0, std, 1)))
+            return jnp.float32(jnp.log(jnp.where(std > CONSTANT, std, 1)))
 
         shift = self.param("shift", lambda _: jnp.float32(x.mean(axes)))
         log_scale = self.param("log_scale", log_std)
