@@ -9,8 +9,12 @@ python experiments/flow.py maf --data ring
 python experiments/flow.py iaf
 python experiments/flow.py spline --data checkerboard
 python experiments/flow.py spline_digits
+python experiments/flow.py glow
+python experiments/flow.py glow --dequantisation variational --conditional
+python experiments/flow.py realnvp_images
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -18,7 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import plot
-from jaxgen.flow import affine, maf, planar, realnvp, spline
+from jaxgen.evaluation import features
+from jaxgen.evaluation.comparison import compare
+from jaxgen.flow import affine, glow, maf, planar, realnvp, realnvp_images, spline
 from jaxgen.flow.preprocessing import Logit
 from jaxgen.flow.transforms import Additive, Affine, RationalQuadratic
 from jaxgen.nn.masked import MADE

@@ -10,7 +10,7 @@ from jax import Array
 
 from jaxgen.nn.conv import Conv
 
-MAX_LOG_FACTOR = 15.0
+MAX_LOG_FACTOR = 5.0
 """Bound of the logarithm of a learned factor."""
 CONSTANT = 1e-6
 """Standard deviation below which a channel counts as constant."""
