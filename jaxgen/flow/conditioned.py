@@ -36,8 +36,8 @@ def coupling(network: nn.Module, transform: Transform, mask: Any, num_context: i
     network = values.filled(network, num_outputs=shape[-1] * transform.num_parameters)
 
     def init(key, x=None, context=None):
-        del x, context
-        return initial(network, key, shape, num_context)
+        seen = None if x is None else jnp.where(mask, x, 0)
+        return initial(network, key, shape, num_context, seen, context)
 
     def raw(params, x, context):
         seen = jnp.where(mask, x, 0)
@@ -94,10 +94,18 @@ def autoregressive(network: nn.Module, transform: Transform, num_dims: int, num_
     return Bijector(init, forward, inverse)
 
 
-def initial(network: nn.Module, key: Array, shape: tuple[int, ...], num_context: int) -> Any:
-    """Parameters of a network of data of this shape."""
-    context = (jnp.zeros((1, num_context)),) if num_context else ()
-    return network.init(key, jnp.zeros((1, *shape)), *context).get("params", {})
+def initial(
+    network: nn.Module,
+    key: Array,
+    shape: tuple[int, ...],
+    num_context: int,
+    x: Array | None = None,
+    context: Array | None = None,
+) -> Any:
+    """Parameters of a network of data of this shape; data x (B, *shape) set those that depend on data."""
+    if x is None:
+        x, context = jnp.zeros((1, *shape)), jnp.zeros((1, num_context))
+    return network.init(key, x, *((context,) if num_context else ())).get("params", {})
 
 
 def parameters(

@@ -3,8 +3,8 @@ autoregressive flows.
 
 `forward(raw, x)` and `inverse(raw, y)` take raw (..., num_parameters), the output of a network, and numbers
 (...), and return the result and the logarithm of the slope of the map which is called, both (...). With raw =
-0 they are the identity, so that a flow whose last layers are zero at first begins as one. One's own is a
-frozen dataclass that derives from `Transform`.
+0 they are the identity, but for `SigmoidAffine`, so that a flow whose last layers are zero at first begins as
+one. One's own is a frozen dataclass that derives from `Transform`.
 """
 
 import dataclasses
@@ -86,6 +86,38 @@ class Affine(Transform):
 
     def _read(self, raw: Array) -> tuple[Array, Array]:
         return soft_bounded(raw[..., 0], self.max_log_scale), raw[..., 1]
+
+
+@dataclasses.dataclass(frozen=True)
+class SigmoidAffine(Transform):
+    """y = (x + t) sigmoid(s + offset), which only shrinks (Kingma & Dhariwal 2018, their code)."""
+
+    offset: float = 2.0
+    """With s = 0 the scale is the sigmoid of it."""
+    max_log_scale: float = 5.0
+    """Scales are no smaller than exp(-max_log_scale), so that the inverse does not overflow."""
+
+    def __post_init__(self) -> None:
+        if not self.max_log_scale > 0:
+            raise ValueError(f"max_log_scale must be positive, got {self.max_log_scale}")
+
+    @property
+    def num_parameters(self) -> int:
+        """s and t."""
+        return 2
+
+    def forward(self, raw: Array, x: Array) -> tuple[Array, Array]:
+        """y and the logarithm of the scale."""
+        log_scale = self._log_scale(raw)
+        return (x + raw[..., 1]) * jnp.exp(log_scale), log_scale
+
+    def inverse(self, raw: Array, y: Array) -> tuple[Array, Array]:
+        """x and minus the logarithm of the scale."""
+        log_scale = self._log_scale(raw)
+        return y * jnp.exp(-log_scale) - raw[..., 1], -log_scale
+
+    def _log_scale(self, raw: Array) -> Array:
+        return jnp.maximum(jax.nn.log_sigmoid(raw[..., 0] + self.offset), -self.max_log_scale)
 
 
 @dataclasses.dataclass(frozen=True)
