@@ -16,6 +16,8 @@ from jaxgen.nn.attention import attend
 GLOROT = nn.initializers.glorot_uniform()
 SMALL = nn.initializers.normal(0.02)
 
+Activation = Literal["gelu", "silu", "relu"]
+
 Cache = tuple[Array, Array]
 """Keys and values of every block, each (depth, B, length, heads, channels of a head)."""
 
@@ -27,6 +29,7 @@ class Block(nn.Module):
     """
 
     num_heads: int = 1
+    activation: Activation = "gelu"
     dtype: Any = None
 
     @nn.compact
@@ -42,7 +45,7 @@ class Block(nn.Module):
         places = start + jnp.arange(x.shape[1])
         h = attend(query, key, value, places[:, None] >= jnp.arange(key.shape[1])).reshape(x.shape)
         x = x + dense(channels, "out")(h)
-        h = nn.gelu(dense(4 * channels, "hidden")(layer_norm(self.dtype)(x)), approximate=True)
+        h = getattr(nn, self.activation)(dense(4 * channels, "hidden")(layer_norm(self.dtype)(x)))
         return x + dense(channels, "mlp_out")(h), cache
 
 
@@ -60,6 +63,8 @@ class Transformer(nn.Module):
     """Blocks of attention and MLP."""
     num_heads: int = 4
     """Heads of the attention; they must divide the width."""
+    activation: Activation = "gelu"
+    """Nonlinearity of the MLP; on a CPU relu makes the whole network half as fast again."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Compute dtype; by default that of the parameters. Outputs are float32 at least."""
     num_outputs: int | None = None
@@ -85,7 +90,7 @@ class Transformer(nn.Module):
             in_axes=(0, nn.broadcast),
             length=self.depth,
         )
-        h, cache = blocks(self.num_heads, self.dtype, name="blocks")(h, cache, start)
+        h, cache = blocks(self.num_heads, self.activation, self.dtype, name="blocks")(h, cache, start)
         zeros = nn.initializers.zeros
         h = dense(self.num_outputs or 1, kernel_init=zeros, name="last")(layer_norm(self.dtype)(h))
         return h.astype(jnp.promote_types(h.dtype, jnp.float32)), cache
