@@ -75,6 +75,7 @@ def test_no_flow_at_all_is_the_gaussian_vae_with_a_sampled_kl():
         np.testing.assert_allclose(function(cfg), function(plain), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_draws_have_the_density_that_any_point_has():
     """What a draw says of itself by one call of each network, the inverse says of the point it is."""
     with jax.enable_x64(True):
@@ -93,16 +94,16 @@ def test_densities_integrate_to_one(name):
     if name == "spline":
         steps = {"transform": RationalQuadratic(4)}
         flow = Flow(dataclasses.replace(IAF, **steps), dataclasses.replace(PRIOR, **steps))
-    latents, q = bound(flow, 2, 0.3), encoded(flow, 1)
+    latents, q = bound(flow, 2, 0.1), encoded(flow, 1)
     every = lambda z: jax.tree.map(lambda a: jnp.broadcast_to(a, (len(z), *a.shape[1:])), q)
-    assert mass(lambda z: latents.log_prob(every(z), z), 12.0) == pytest.approx(1.0, abs=3e-3)
-    assert mass(latents.prior_log_prob, 12.0) == pytest.approx(1.0, abs=3e-3)
+    assert mass(lambda z: latents.log_prob(every(z), z)) == pytest.approx(1.0, abs=3e-3)
+    assert mass(latents.prior_log_prob) == pytest.approx(1.0, abs=3e-3)
 
 
 @pytest.mark.slow
 def test_draws_are_of_their_densities():
     """By the mean of x^2 and of |x_1 - x_2| under the draws, and under the density on a grid."""
-    latents, q = bound(BOTH, 2, 0.3), encoded(BOTH, 1)
+    latents, q = bound(BOTH, 2, 0.1), encoded(BOTH, 1)
     repeated = jax.tree.map(lambda a: a.repeat(100_000, 0), q)
     ticks = jnp.linspace(-8, 8, 321)
     grid = jnp.stack(jnp.meshgrid(ticks, ticks), -1).reshape(-1, 2)
@@ -125,6 +126,7 @@ def linear_model(posterior):
     return cfg, state, x, jax.scipy.stats.multivariate_normal.logpdf(x, layer["bias"], covariance)
 
 
+@pytest.mark.slow
 def test_bounds_are_below_the_likelihood_of_a_linear_model_and_approach_it():
     cfg, state, x, exact = linear_model(Flow(IAF))
     every = jax.jit(lambda keys: jax.vmap(lambda key: vae.elbo(key, state, x, cfg))(keys))
@@ -147,12 +149,13 @@ def test_a_prior_by_a_flow_enters_the_likelihood():
     log_likelihood = jax.scipy.stats.norm.logpdf(x[:8, None], mean, 0.5).sum(-1)
     exact = jax.nn.logsumexp(log_likelihood + latents.prior_log_prob(grid), 1) + 2 * np.log(0.04)
     bound = jax.jit(lambda: vae.iwae(jax.random.key(3), state, x[:8], cfg, 4000))()
-    np.testing.assert_allclose(bound, exact, atol=0.1)
+    assert jnp.abs(bound - exact).mean() < 0.1
+    normal = jax.nn.logsumexp(log_likelihood - 0.5 * (grid**2).sum(1), 1) - np.log(2 * np.pi)
+    assert jnp.abs(normal + 2 * np.log(0.04) - exact).mean() > 0.3
 
 
-@pytest.mark.parametrize(
-    "name", ["both", *(pytest.param(n, marks=pytest.mark.slow) for n in ("iaf", "prior"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
 def test_gradients_reach_the_encoder_the_context_and_the_flows(name):
     cfg = dataclasses.replace(SMALL, posterior=KINDS[name])
     state = state_of(cfg)
