@@ -4,6 +4,8 @@ python experiments/autoencoder.py vae
 python experiments/autoencoder.py vae --data mnist --num-latents 2
 python experiments/autoencoder.py burda_vae --run-dir runs/burda_vae
 python experiments/autoencoder.py iwae --start runs/burda_vae
+python experiments/autoencoder.py iaf_vae
+python experiments/autoencoder.py prior_vae
 python experiments/autoencoder.py conv_vae
 python experiments/autoencoder.py conditional_vae
 python experiments/autoencoder.py autoencoder
@@ -21,6 +23,7 @@ import scipy.ndimage
 from jaxgen import data, plot, values
 from jaxgen.autoencoder import ae, posteriors, vae, vq_vae
 from jaxgen.autoencoder.corruptions import GaussianNoise
+from jaxgen.autoencoder.flows import Flow, GivenSteps, Steps
 from jaxgen.autoencoder.likelihoods import LogisticMixture
 from jaxgen.autoencoder.networks import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder
 from jaxgen.autoencoder.objectives import ELBO, IWAE
@@ -30,7 +33,10 @@ from jaxgen.classical import gmm
 from jaxgen.data import transforms
 from jaxgen.evaluation import denoise, likelihood
 from jaxgen.evaluation.metric import metric
+from jaxgen.flow.spline import Autoregressive, Coupling
 from jaxgen.latent import interpolate
+from jaxgen.nn.masked import MADE
+from jaxgen.nn.mlp import MLP
 from jaxgen.script import Options, System, likelihoods, main
 from jaxgen.types import observed
 
@@ -169,6 +175,19 @@ BURDA = vae.Config(
 CONV_VAE = vae.Config(encoder=ConvEncoder((32, 64)), decoder=ConvDecoder((64, 32)), num_latents=32)
 BURDA_TABLE = "Burda, Grosse & Salakhutdinov 2016, table 1 ({}, 1 stochastic layer)"
 
+
+def burda(paper, published=(), **parts):
+    """The VAE of Burda et al. 2016 on MNIST."""
+    return System(
+        family=vae,
+        config=dataclasses.replace(BURDA, **parts),
+        paper=paper,
+        options=Options(data="mnist", steps=300_000, log_every=5000, sample_every=50_000, save_every=50_000),
+        evaluate=functools.partial(evaluate, num_samples=5000),
+        published=dict(published),
+    )
+
+
 SYSTEMS = {
     "vae": System(
         family=vae,
@@ -177,12 +196,8 @@ SYSTEMS = {
         options=Options(steps=5000),
         evaluate=functools.partial(evaluate, num_samples=1000),
     ),
-    "burda_vae": System(
-        family=vae,
-        config=BURDA,
-        paper="Kingma & Welling 2014, the network of Burda et al. 2016",
-        options=Options(data="mnist", steps=300_000, log_every=5000, sample_every=50_000, save_every=50_000),
-        evaluate=functools.partial(evaluate, num_samples=5000),
+    "burda_vae": burda(
+        "Kingma & Welling 2014, the network of Burda et al. 2016",
         published={("mnist", "nll_iwae_5000"): (86.76, BURDA_TABLE.format("VAE"))},
     ),
     "iwae": System(
@@ -203,6 +218,14 @@ SYSTEMS = {
         ),
         evaluate=functools.partial(evaluate, num_samples=5000),
         published={("mnist", "nll_iwae_5000"): (84.78, BURDA_TABLE.format("IWAE, k = 50"))},
+    ),
+    "iaf_vae": burda(
+        "Kingma, Salimans, Jozefowicz, Chen, Sutskever & Welling 2016, the network of Burda et al. 2016",
+        posterior=Flow(GivenSteps(4, Autoregressive(MADE((200,))), num_context=50)),
+    ),
+    "prior_vae": burda(
+        "Huang, Touati, Dinh, Drozdzal, Havaei, Charlin & Courville 2017, the network of Burda et al. 2016",
+        posterior=Flow(None, Steps(6, Coupling(MLP((200,))))),
     ),
     "beta_vae": System(
         family=vae,

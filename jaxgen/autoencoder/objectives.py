@@ -23,6 +23,7 @@ class Rows(NamedTuple):
     """Draws of z and what they belong to, `num_samples` rows for each example one after the other."""
 
     z: Array  # (N, num_latents, ...)
+    log_q: Array  # log q(z | x) of each draw, (N,)
     q: Any  # the posterior of each
     x: Array  # (N, *shape), targets
     label: Any  # one-hot (N, num_classes), or nothing
@@ -48,11 +49,11 @@ class Divergence(Value):
 
 @dataclasses.dataclass(frozen=True)
 class KL(Divergence):
-    """KL(q || p) in closed form."""
+    """KL(q || p) in closed form, or as `SampledKL` where it has none."""
 
     def __call__(self, posterior: Posterior, q: Any, rows: Rows) -> Array:
-        """(B,)."""
-        return posterior.kl(q)
+        """(B,), or (N,) without a closed form."""
+        return _kl(posterior, q, rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ class SampledKL(Divergence):
 
     def __call__(self, posterior: Posterior, q: Any, rows: Rows) -> Array:
         """(N,)."""
-        return _log_ratio(posterior, rows.q, rows.z)
+        return _log_ratio(posterior, rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +145,7 @@ class ELBO(Objective):
         Of relaxed draws that is called "relaxed_elbo": it bounds nothing.
         """
         mean = log_likelihood(params, rows.z, rows.x, rows.label).mean()
-        kl = posterior.kl(q).mean()
+        kl = _kl(posterior, q, rows).mean()
         value = self.beta * self.divergence(posterior, q, rows).mean() - mean
         name = "elbo" if posterior.exact else "relaxed_elbo"
         return value, {"loss": value, name: mean - kl, "reconstruction": -mean, "kl": kl}
@@ -190,8 +191,10 @@ class DReG(Objective):
     """Draws of z for each example, K."""
 
     def check(self, posterior: Posterior) -> None:
-        """Raises ValueError for relaxed draws."""
+        """Raises ValueError for relaxed draws, and for a posterior with parameters that it cannot hold."""
         _needs_density(posterior, "objective ELBO")
+        if not posterior.told_by_q:
+            raise ValueError(f"{type(posterior).__name__} has parameters that DReG cannot hold: use IWAE")
 
     def __call__(
         self, key: Array, params: Any, log_likelihood: LogLikelihood, posterior: Posterior, q: Any, rows: Rows
@@ -202,21 +205,27 @@ class DReG(Objective):
         # The decoder's gradient has each weight's share once, the encoder's, which comes through z, twice.
         still = jax.lax.stop_gradient(rows)
         weight = share.reshape(-1, *[1] * (rows.z.ndim - 1))
-        again = still._replace(z=still.z + weight * (rows.z - still.z))
+        z = still.z + weight * (rows.z - still.z)
+        again = still._replace(z=z, log_q=posterior.log_prob(still.q, z))
         log_weight = _weights(params, log_likelihood, posterior, again)[0].reshape(share.shape)
         return _loss(_with_gradient_of((share * log_weight).sum(1), bound), terms)
 
 
-def _log_ratio(posterior: Posterior, q: Any, z: Array) -> Array:
+def _log_ratio(posterior: Posterior, rows: Rows) -> Array:
     """log q(z) - log p(z), (N,)."""
-    return posterior.log_prob(q, z) - posterior.log_prob(posterior.prior(len(z), z.shape[1]), z)
+    return rows.log_q - posterior.prior_log_prob(rows.z)
+
+
+def _kl(posterior: Posterior, q: Any, rows: Rows) -> Array:
+    """KL(q || p) of each example (B,), or without a closed form that of each row (N,)."""
+    return posterior.kl(q) if posterior.closed_form else _log_ratio(posterior, rows)
 
 
 def _weights(
     params: Any, log_likelihood: LogLikelihood, posterior: Posterior, rows: Rows
 ) -> tuple[Array, Array, Array]:
     """log w, log p(x | z) and log q(z) - log p(z) of every row, (N,)."""
-    value, kl = log_likelihood(params, rows.z, rows.x, rows.label), _log_ratio(posterior, rows.q, rows.z)
+    value, kl = log_likelihood(params, rows.z, rows.x, rows.label), _log_ratio(posterior, rows)
     return value - kl, value, kl
 
 

@@ -25,6 +25,18 @@ class Posterior(Value):
     """Whether `draw` has a density, `log_prob`, that objectives may weigh it by."""
     exact: bool = True
     """Whether `draw` is a draw of q, so that the ELBO of training is a bound."""
+    closed_form: bool = True
+    """Whether there is `kl`; without it log q(z) - log p(z) at the draws takes its place."""
+    told_by_q: bool = True
+    """Whether `q` holds all that the density of z given x depends on."""
+
+    def init(self, key: Array, num_latents: int) -> Any:
+        """Parameters that q or p(z) have beside those of the encoder; none here."""
+        return {}
+
+    def bound(self, params: Any) -> "Posterior":
+        """The distributions with their parameters, which all methods below may need."""
+        return self
 
     def num_outputs(self, num_latents: int) -> int:
         """Numbers that the encoder gives for an example."""
@@ -46,6 +58,19 @@ class Posterior(Value):
         """A draw for training step number `step`, differentiable in q."""
         return self.sample(key, q)
 
+    def proposed(self, key: Array, q: Any, step: Array | int | None = None) -> tuple[Array, Array]:
+        """A draw of z, that of `draw` if a step is given, and log q(z), (B,)."""
+        z = self.sample(key, q) if step is None else self.draw(key, q, step)
+        return z, self.log_prob(q, z)
+
+    def prior_sample(self, key: Array, n: int, num_latents: int) -> Array:
+        """n draws of p(z), (n, num_latents, ...)."""
+        return self.sample(key, self.prior(n, num_latents))
+
+    def prior_log_prob(self, z: Array) -> Array:
+        """log p(z), (B,)."""
+        return self.log_prob(self.prior(len(z), z.shape[1]), z)
+
     def log_prob(self, q: Any, z: Array) -> Array:
         """log q(z), (B,)."""
         raise NotImplementedError
@@ -53,6 +78,10 @@ class Posterior(Value):
     def kl(self, q: Any) -> Array:
         """KL(q || p), (B,)."""
         raise NotImplementedError
+
+    def kl_at(self, q: Any, z: Array, log_q: Array) -> Array:
+        """`kl` of q, or without a closed form log q(z) - log p(z) at draws z, which it is on average."""
+        return self.kl(q) if self.closed_form else log_q - self.prior_log_prob(z)
 
     def mean(self, q: Any) -> Array:
         """E_q[z], (B, num_latents, ...)."""

@@ -38,6 +38,7 @@ from jax import Array
 
 from jaxgen import distributions, keys, labels, values
 from jaxgen.autoencoder import likelihoods, objectives, posteriors
+from jaxgen.autoencoder.flows import Flow
 from jaxgen.autoencoder.likelihoods import Bernoulli, Likelihood, LogisticMixture
 from jaxgen.autoencoder.networks import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder, with_first_bias
 from jaxgen.autoencoder.objectives import ELBO, IWAE, DReG, Objective
@@ -67,8 +68,9 @@ class Config:
     labels if conditional, and gives (B, *shape) with the likelihood's parameters side by side at the end."""
     likelihood: Bernoulli | likelihoods.Gaussian | LogisticMixture | Likelihood = Bernoulli()
     """p(x | z), of bits drawn from the grey values, of real numbers, or of the levels of pixels."""
-    posterior: posteriors.Gaussian | LogNormal | Categorical | Posterior = posteriors.Gaussian()
-    """q(z | x) and p(z), normal, positive with a normal logarithm, or one-hot with a uniform prior."""
+    posterior: posteriors.Gaussian | LogNormal | Categorical | Flow | Posterior = posteriors.Gaussian()
+    """q(z | x) and p(z), normal, positive with a normal logarithm, one-hot with a uniform prior, or normal
+    and moved by flows."""
     objective: ELBO | IWAE | DReG | Objective = ELBO()
     """The bound to maximise, and the draws of z that it takes."""
     conditional: bool = False
@@ -80,7 +82,7 @@ class Config:
 
 
 class State(NamedTuple):
-    """What training changes. `params` has the networks, and what the likelihood itself learns."""
+    """What training changes. `params` has the networks, and what other parts learn."""
 
     step: Array
     key: Array
@@ -105,8 +107,10 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     cfg.objective.check(cfg.posterior)
     encoder_key, decoder_key, step_key = keys.named(key, "encoder", "decoder", "steps")
     label = _one_hot(0 if cfg.conditional else None, 1, cfg)
-    z = cfg.posterior.mean(cfg.posterior.prior(1, cfg.num_latents))
+    own = cfg.posterior.init(keys.named(key, "posterior"), cfg.num_latents)
+    z = cfg.posterior.bound(own).mean(cfg.posterior.prior(1, cfg.num_latents))
     params = {
+        **({"posterior": own} if own else {}),  # none for most
         "encoder": _encoder(cfg).init(encoder_key, jnp.zeros((1, *cfg.shape)), *label).get("params", {}),
         "decoder": _decoder(cfg).init(decoder_key, z, *label).get("params", {}),
         "likelihood": likelihood.init(),
@@ -126,11 +130,11 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config, step: Array | int =
     data_key, latent_key, objective_key = keys.named(key, "data", "latents", "objective")
     x = _likelihood(cfg).training_targets(data_key, observed(batch))
     label = _one_hot(labels.of_batch(batch, labels.count(cfg)), len(x), cfg)
-    q = _posterior(params, x, label, cfg)
+    posterior, q = _latents(params, cfg), _posterior(params, x, label, cfg)
     repeated = jax.tree.map(lambda a: a.repeat(cfg.objective.num_samples, 0), (q, x, label))
-    rows = objectives.Rows(cfg.posterior.draw(latent_key, repeated[0], step), *repeated)
+    rows = objectives.Rows(*posterior.proposed(latent_key, repeated[0], step), *repeated)
     log_likelihood = lambda params, z, x, label: _log_likelihood(params, z, x, label, cfg)
-    return cfg.objective(objective_key, params, log_likelihood, cfg.posterior, q, rows)
+    return cfg.objective(objective_key, params, log_likelihood, posterior, q, rows)
 
 
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
@@ -151,7 +155,7 @@ def sample(key: Array, state: State, n: int, cfg: Config, label: Label = None, m
     """
     latent_key, noise_key, label_key = keys.named(key, "latents", "noise", "label")
     label = labels.drawn(label_key, label, n, labels.count(cfg))
-    z = cfg.posterior.sample(latent_key, cfg.posterior.prior(n, cfg.num_latents))
+    z = _latents(state.params, cfg).prior_sample(latent_key, n, cfg.num_latents)
     if mean:
         return decode(state, z, cfg, label)
     output = _output(state.params, z, _one_hot(label, n, cfg), cfg)
@@ -169,9 +173,9 @@ def elbo(key: Array, state: State, x: Array, cfg: Config, label: Label = None) -
         return iwae(key, state, x, cfg, num_samples=1)
     data_key, latent_key = keys.named(key, "data", "latents")
     x, hot = _likelihood(cfg).targets(data_key, x), _one_hot(label, len(x), cfg)
-    q = _posterior(state.params, x, hot, cfg)
-    z = cfg.posterior.sample(latent_key, q)
-    return _log_likelihood(state.params, z, x, hot, cfg) - cfg.posterior.kl(q)
+    posterior, q = _latents(state.params, cfg), _posterior(state.params, x, hot, cfg)
+    z, log_q = posterior.proposed(latent_key, q)
+    return _log_likelihood(state.params, z, x, hot, cfg) - posterior.kl_at(q, z, log_q)
 
 
 def iwae(
@@ -197,11 +201,14 @@ def iwae(
 
 
 def encode(state: State, x: Array, cfg: Config, label: Label = None) -> Array:
-    """Posterior mean E_q[z | x] of data x (B, *shape), (B, num_latents); categorical: the probabilities.
+    """Posterior mean E_q[z | x] of data x (B, *shape), (B, num_latents).
+
+    Of categorical latents it is the probabilities, of flows what the mean before them becomes.
 
     `label` (B,) is needed if conditional, here and below.
     """
-    return cfg.posterior.mean(_posterior(state.params, x, _one_hot(label, len(x), cfg), cfg))
+    q = _posterior(state.params, x, _one_hot(label, len(x), cfg), cfg)
+    return _latents(state.params, cfg).mean(q)
 
 
 def decode(state: State, z: Array, cfg: Config, label: Label = None) -> Array:
@@ -228,16 +235,12 @@ def from_codes(state: State, codes: Array, cfg: Config) -> Array:
 def _iwae(key: Array, state: State, x: Array, cfg: Config, num_samples: int, label: Label) -> Array:
     """The bound of `iwae` for targets x, (B,)."""
     hot = _one_hot(label, len(x), cfg)
-    posterior, q = cfg.posterior, _posterior(state.params, x, hot, cfg)
-    prior = posterior.prior(len(x), cfg.num_latents)
-
-    def propose(key):
-        z = posterior.sample(key, q)
-        return z, posterior.log_prob(q, z)
+    posterior, q = _latents(state.params, cfg), _posterior(state.params, x, hot, cfg)
 
     def log_joint(z):
-        return _log_likelihood(state.params, z, x, hot, cfg) + posterior.log_prob(prior, z)
+        return _log_likelihood(state.params, z, x, hot, cfg) + posterior.prior_log_prob(z)
 
+    propose = lambda key: posterior.proposed(key, q)
     return distributions.importance_weighted_bound(key, propose, log_joint, num_samples)
 
 
@@ -245,6 +248,11 @@ def _one_hot(label: Label, n: int, cfg: Config) -> tuple[Array, ...]:
     """What the networks are given beside their input: nothing, or one-hot labels (n, num_classes)."""
     given = labels.given(label, n, labels.count(cfg))
     return () if given is None else (jax.nn.one_hot(given, cfg.num_classes),)
+
+
+def _latents(params: Any, cfg: Config) -> Posterior:
+    """The kind of latents, with what it has learned."""
+    return cfg.posterior.bound(params.get("posterior", {}))
 
 
 def _posterior(params: Any, x: Array, label: tuple[Array, ...], cfg: Config) -> Any:

@@ -11,12 +11,16 @@ from jax import Array
 from jaxgen.nn.norm import GroupNorm
 
 
-def attend(query: Array, key: Array, value: Array) -> Array:
+def attend(query: Array, key: Array, value: Array, mask: Array | None = None) -> Array:
     """softmax(q k' / sqrt(d)) v of queries (B, N, heads, d), keys and values (B, M, heads, d).
 
-    The result is shaped as the queries; the softmax is float32 whatever the compute dtype.
+    The result is shaped as the queries; the softmax is float32 at least, whatever the compute dtype. With a
+    mask, bool (N, M), a query sees the keys where it is True.
     """
-    logits = jnp.einsum("bnhd,bmhd->bhnm", query, key, preferred_element_type=jnp.float32)
+    at_least = jnp.promote_types(query.dtype, jnp.float32)
+    logits = jnp.einsum("bnhd,bmhd->bhnm", query, key, preferred_element_type=at_least)
+    if mask is not None:
+        logits = jnp.where(mask, logits, -jnp.inf)
     weights = jax.nn.softmax(logits * query.shape[-1] ** -0.5, -1).astype(value.dtype)
     return jnp.einsum("bhnm,bmhd->bnhd", weights, value)
 

@@ -14,6 +14,7 @@ import pytest
 import jaxgen
 from jaxgen import data, shard, values
 from jaxgen.autoencoder import networks, vae
+from jaxgen.autoencoder.flows import Flow, GivenSteps, Steps
 from jaxgen.autoencoder.likelihoods import Bernoulli, Gaussian, LogisticMixture
 from jaxgen.autoencoder.objectives import ELBO, IWAE, DReG
 from jaxgen.autoencoder.posteriors import Categorical, LogNormal
@@ -27,6 +28,7 @@ RANDOM = tuple(
         {"objective": IWAE(5, backward=2), "conditional": True},
         {"objective": DReG(3), "posterior": LogNormal(), "likelihood": Gaussian()},
         {"posterior": Categorical(), "likelihood": LogisticMixture(2)},
+        {"posterior": Flow(GivenSteps(2), Steps(2))},
     )
 )
 
