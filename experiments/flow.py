@@ -25,7 +25,6 @@ import numpy as np
 
 from jaxgen import plot
 from jaxgen.evaluation.comparison import compare
-from jaxgen.evaluation.metric import metric
 from jaxgen.flow import affine, glow, maf, planar, realnvp, realnvp_images, spline, tarflow
 from jaxgen.flow.preprocessing import Logit
 from jaxgen.flow.transforms import Additive, Affine, RationalQuadratic
@@ -51,9 +50,8 @@ NOISY_TEMPERATURES = {
 def evaluate(key, state, train, test, cfg, folder, family, settings):
     """The likelihood of the test set; pictures of the density and of the codes where the data are a plane.
 
-    nll_of_true_density is that of the density which the data were drawn from, which no flow is below but by
-    chance. density.png: the true density, if it is known, and the model's. codes.png: test points, and where
-    the flow takes them, which is to a Gaussian.
+    density.png: the true density, if it is known, and the model's. codes.png: test points, and where the flow
+    takes them, which is to a Gaussian.
 
     By each of `settings`, the Frechet distance and a picture of samples, all of the same noise; if there are
     any, of conditional flows also classes.png, a row a class.
@@ -75,8 +73,6 @@ def evaluate(key, state, train, test, cfg, folder, family, settings):
         maps = {"model": np.asarray(jnp.exp(log_prob(jnp.float32(grid))))}
         if test.log_density is not None:
             maps = {"data": np.exp(test.log_density(grid)), **maps}
-            truth = -test.log_density(observed(test[:])).mean()
-            metrics["nll_of_true_density"] = metric(truth, "nats, density", len(test))
         side = (len(ticks[1]), len(ticks[0]))
         plot.save_maps(folder / "density.png", {name: m.reshape(side) for name, m in maps.items()}, *ticks)
         codes = jax.jit(lambda x: family.encode(state, x, cfg))(x)
