@@ -17,12 +17,14 @@ from jaxgen import data, script, types
 from jaxgen.autoencoder import ae, vae
 from jaxgen.classical import gmm
 from jaxgen.evaluation import likelihood, outliers
+from jaxgen.flow import realnvp
+from jaxgen.flow.preprocessing import Logit, dequantised
 from jaxgen.script import result
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Area under the ROC curve of the scores of an autoencoder and a VAE, and of plain statistics."""
+    """Area under the ROC curve of the scores of an autoencoder, a VAE and a flow, and of plain statistics."""
 
     inside: str = "digits"
     """Set the models are trained on."""
@@ -55,6 +57,8 @@ def scores(options, train):
         cfg = types.shape_to(train, family.Config(num_latents=options.num_latents))
         return cfg, jaxgen.fit(family, cfg, train, **fit)
 
+    flow_cfg = types.from_data(realnvp, train, realnvp.Config(preprocessing=Logit()))
+    flow = jaxgen.fit(realnvp, flow_cfg, train, **fit)
     plain_cfg, plain = fitted(ae)
     vae_cfg, trained = fitted(vae)
     images = [batch["image"] for batch in data.in_order(train, 500)]
@@ -71,6 +75,9 @@ def scores(options, train):
         "vae: elbo": lambda key, x: vae.elbo(key, trained, x, vae_cfg),
         f"vae: iwae, {options.num_samples}": lambda key, x: vae.iwae(
             key, trained, x, vae_cfg, options.num_samples
+        ),
+        "flow: density": lambda key, x: realnvp.log_prob(
+            flow, dequantised(key, x, flow_cfg.levels), flow_cfg
         ),
     }
 
