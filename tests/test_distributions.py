@@ -182,6 +182,7 @@ EXTREMES = [
 ]
 
 
+@pytest.mark.slow
 def test_discretized_logistics_sum_to_one_over_the_256_levels():
     single = jnp.array([[0.0, *pair] for pair in EXTREMES], jnp.float32)
     mixtures = mixture_parameters((10,), 4, 1, scale=2.0)
@@ -193,6 +194,7 @@ def test_discretized_logistics_sum_to_one_over_the_256_levels():
         np.testing.assert_allclose(jnp.exp(log_prob).sum(1), 1, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_discretized_logistics_have_finite_gradients_at_extremes():
     parameters = jnp.repeat(jnp.array([[0.0, *pair] for pair in EXTREMES], jnp.float32), 3, 0)
     x = jnp.tile(jnp.array([-1.0, LEVELS[128], 1.0], jnp.float32), len(EXTREMES))[:, None]
@@ -229,6 +231,7 @@ def test_colour_mixtures_agree_with_scipy_and_share_the_component():
     np.testing.assert_allclose(image, log_prob.reshape(2, 3).sum(1), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_mixture_of_equals_is_one_of_them():
     one = mixture_parameters((8,), 1, 1)
     x = jnp.asarray(LEVELS[::32, None], jnp.float32)
@@ -341,6 +344,7 @@ def test_certain_bits_and_categories_are_those_of_scipy():
     np.testing.assert_allclose(found, [np.log(0.5), -np.inf, np.log(0.5)], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("levels", [2, 256])
 def test_levels_far_from_the_mean_are_those_of_scipy(levels):
     """Of a normal and of a logistic, in the tails of both, at the outermost levels and beyond them."""

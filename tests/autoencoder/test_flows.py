@@ -88,6 +88,7 @@ def test_draws_have_the_density_that_any_point_has():
         assert jnp.abs(z - posteriors.Gaussian().sample(jax.random.key(1), q[:2])).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["both", pytest.param("spline", marks=pytest.mark.slow)])
 def test_densities_integrate_to_one(name):
     flow = BOTH

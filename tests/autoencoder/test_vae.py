@@ -107,6 +107,7 @@ def test_bounds_are_ordered_and_approach_the_likelihood(linear):
     assert many == pytest.approx(exact, abs=0.02)
 
 
+@pytest.mark.slow
 def test_importance_weighting_agrees_with_quadrature():
     cfg = vae.Config(shape=(6,), num_latents=1, likelihood=Bernoulli("threshold"), **dense(8))
     state = init(cfg, seed=5)
@@ -215,6 +216,7 @@ def test_any_image_size_round_trips_through_the_convolutions():
         assert codes.shape[0] == 16 * sizes[-1][0] * sizes[-1][1]
 
 
+@pytest.mark.slow
 def test_every_pixel_of_an_odd_size_reaches_the_code_and_comes_back():
     cfg = vae.Config(shape=(7, 9, 1), num_latents=3, **convolutional(4, 4, activation="tanh"))
     state = init(cfg)

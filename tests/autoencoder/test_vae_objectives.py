@@ -33,6 +33,7 @@ def x():
     return jnp.asarray(rng.normal(size=(500, 5)) * scales @ rotation.T + 1.0, jnp.float32)
 
 
+@pytest.mark.slow
 def test_a_linear_vae_trains_to_probabilistic_pca(x):
     """Tipping & Bishop 1999: the noise is the mean discarded eigenvalue, the bound the exact likelihood."""
     cfg = dataclasses.replace(LINEAR, optimizer=values.Adam(3e-2, schedule=values.Cosine(2500)))
@@ -81,6 +82,7 @@ def gradients(x):
     return [value_and_gradient(state.params, {"x": x[:3]}, keys, cfg) for cfg in configs]
 
 
+@pytest.mark.slow
 def test_the_doubly_reparameterised_gradient_is_unbiased_with_less_variance(gradients):
     (_, encoder, _), (_, doubly, _) = gradients
     assert_same_mean(encoder, doubly)
@@ -113,6 +115,7 @@ def test_a_gradient_through_resampled_draws_is_unbiased(x, gradients):
     assert decoder.var(0).sum() > 1.05 * every[2].var(0).sum()
 
 
+@pytest.mark.slow
 def test_one_importance_sample_is_the_vae(x):
     params, batch = vae.init(jax.random.key(3), LINEAR).params, {"x": x[:3]}
     keys = jax.random.split(jax.random.key(6), 3000)
@@ -129,6 +132,7 @@ def test_one_importance_sample_is_the_vae(x):
         assert_same_mean(first.reshape(len(keys), -1), third.reshape(len(keys), -1))
 
 
+@pytest.mark.slow
 def test_at_the_exact_posterior_the_doubly_reparameterised_gradient_vanishes():
     """Every weight is then the likelihood wherever z lies, while the plain gradient is noise."""
     weight = np.linalg.qr(np.random.default_rng(1).normal(size=(5, 2)))[0].T * np.array([[2.0], [0.7]])
@@ -164,6 +168,7 @@ def test_several_draws_average_the_plain_bound(x):
     assert one.var() / eight.var() == pytest.approx(8, rel=0.2)
 
 
+@pytest.mark.slow
 def test_other_divergences_change_the_loss_and_not_the_bound(x):
     params, batch, key = vae.init(jax.random.key(3), LINEAR).params, {"x": x[:6]}, jax.random.key(8)
     # A posterior of the prior's width has the same divergence both ways.

@@ -56,6 +56,7 @@ def test_filter_against_enumeration(forward, chain, enumerated):
         np.testing.assert_allclose(np.exp(log_filtered[t]), expected, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_posterior_and_moves_against_enumeration_and_gradients(chain, enumerated):
     paths, _ = enumerated
     p = posterior_of(enumerated)
@@ -191,6 +192,7 @@ def test_states_hundreds_of_nats_apart_against_enumeration(moves):
     assert np.all(np.abs(share - posterior) <= 5 * np.sqrt(posterior * np.abs(1 - posterior) / 500) + 1e-3)
 
 
+@pytest.mark.slow
 def test_many_sequences_at_once_are_those_one_by_one(chain):
     initial, transition, table = chain
     tables = jnp.stack([table, table[::-1], jnp.where(jnp.arange(K) == 1, -1000.0, table)])

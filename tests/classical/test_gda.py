@@ -152,6 +152,7 @@ def test_samples_have_the_moments_of_their_class(points, kind):
     np.testing.assert_allclose(each[1], sample(jax.random.key(0), state, 3, cfg, 1)[1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_batch_split_over_devices_gives_the_same_step(points):
     cfg = config(covariance="per_class", shrinkage=0.1)
     batch = {"x": np.float32(points[0]), "label": points[1]}
@@ -161,6 +162,7 @@ def test_a_batch_split_over_devices_gives_the_same_step(points):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_rows_without_a_class_and_classes_without_rows(points):
     x, label = np.float32(points[0]), points[1]
     cfg = config(num_classes=4, covariance="per_class")

@@ -59,6 +59,7 @@ def sklearn_fit(kind, x, params, steps):
         return model.fit(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", EACH_KIND)
 def test_iterates_are_those_of_scikit_learn(kind, points, monkeypatch):
     monkeypatch.setattr(gmm, "CHUNK", 256)  # 900 examples: three whole chunks and a rest
@@ -93,6 +94,7 @@ def test_float32_follows_float64(points):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3), single, exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", EACH_KIND)
 def test_likelihood_never_falls(kind, points):
     cfg = gmm.Config(shape=(3,), num_components=5, covariance=kind, regularization=0.0, stepwise_power=0.0)
@@ -218,6 +220,7 @@ def test_bad_input_is_named():
         gmm.fit(x, gmm.Config(num_components=1, regularization=0.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", EACH_KIND)
 def test_variances_keep_their_digits_far_from_the_origin(kind):
     """Two clusters of standard deviation 1, 40,000 apart, in float32 against NumPy in float64."""

@@ -144,6 +144,7 @@ def test_one_state_is_a_mixture_of_independent_frames(covariance):
     np.testing.assert_allclose(hmm.log_prob(state, x, cfg), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_variances_begin_with_the_regularization():
     cfg = gaussian(regularization=0.3)
     still = jnp.zeros((2, 9, 2)).at[0].set(1.0)
@@ -151,6 +152,7 @@ def test_variances_begin_with_the_regularization():
     np.testing.assert_allclose(jnp.diagonal(covariances, axis1=-2, axis2=-1).min(), 0.3, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_counts_of_symbols_are_averaged_over_steps(ragged):
     """The second step has the weight 2^-power; every symbol of a batch is one that only it has."""
     cfg = categorical(prior=0.1, stepwise_power=0.7)

@@ -95,6 +95,7 @@ def test_online_steps_are_those_of_scikit_learn(counts):
         np.testing.assert_allclose(state.params.topics, expected.components_, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_bound_rises_with_every_pass(counts):
     cfg = config(max_steps=30, **PRIORS, **TIGHT)
     with jax.enable_x64(True):

@@ -73,6 +73,7 @@ def test_classifies_as_scikit_learn(tables, kind):
     np.testing.assert_allclose(found, reference.predict_log_proba(x), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_mixed_columns_multiply(tables):
     """Two columns of each kind, shuffled: the joint is that of the kinds fitted alone."""
     values, label = tables
@@ -185,6 +186,7 @@ def test_pictures_are_bits_or_words_and_come_back_as_pictures(tables, kind):
     assert set(np.unique(drawn)) == set(np.float32(2 * np.arange(levels + 1) / levels - 1))
 
 
+@pytest.mark.slow
 def test_a_batch_split_over_devices_gives_the_same_step(tables):
     values, label = tables
     columns = ("bernoulli", "categorical", "gaussian", "multinomial")

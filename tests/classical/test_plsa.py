@@ -93,6 +93,7 @@ def test_a_topic_for_each_document_is_the_maximum_and_stays(counts):
     assert log_likelihood(counts, *start()) < maximum
 
 
+@pytest.mark.slow
 def test_one_topic_is_the_frequency_of_words(counts):
     cfg = config(num_topics=1)
     state = plsa.fit(counts, cfg)
@@ -104,6 +105,7 @@ def test_one_topic_is_the_frequency_of_words(counts):
     assert perplexity(state, np.float32(counts)) == pytest.approx(np.exp(entropy), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_topics_of_disjoint_words_are_found():
     rng = np.random.default_rng(0)
     planted = np.zeros((3, 30))
@@ -185,6 +187,7 @@ def test_a_batch_split_over_devices_gives_the_same_step(counts):
         )
 
 
+@pytest.mark.slow
 def test_empty_documents_and_unknown_words_do_no_harm(counts):
     x = np.where(np.arange(30) == 3, 0, counts)
     x[5] = 0

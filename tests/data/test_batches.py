@@ -104,6 +104,7 @@ def test_late_steps_are_exact():
         np.testing.assert_array_equal(batches(step)["x"][::1000, 0], expected)
 
 
+@pytest.mark.slow
 def test_same_bits_eager_jitted_scanned_and_replicated():
     digits = data.load("digits")
     batches = data.batches(digits, 100, seed=2)

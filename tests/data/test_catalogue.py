@@ -195,6 +195,7 @@ def test_without_a_network_it_fails_at_once_and_says_the_ways_out(tmp_path, monk
     assert "\n" not in message
 
 
+@pytest.mark.slow
 def test_a_silent_host_is_given_up_on_soon(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     with socket.create_server(("127.0.0.1", 0)) as silent:

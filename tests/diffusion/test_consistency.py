@@ -140,6 +140,7 @@ def test_no_gradient_goes_through_the_target():
     assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(*map(jax.tree.leaves, (own, moved)), strict=True))
 
 
+@pytest.mark.slow
 def test_the_target_follows_more_slowly_the_more_levels_there_are():
     """And the loss is to it, not to the parameters being trained."""
     cfg = dataclasses.replace(POINTS, target_decay=0.9, curriculum=curricula.Doubling(4, 32, 400))
@@ -173,6 +174,7 @@ def test_levels_grow_in_number_as_the_papers_say():
     assert set(np.asarray(curricula.Doubling(17, 17)(np.arange(0, 10**6, 10**5)))) == {17}
 
 
+@pytest.mark.slow
 def test_levels_are_drawn_as_a_log_normal_says():
     cfg = consistency.Config()
     drawn = consistency.draw_index(jax.random.key(0), 200_000, 20, cfg)

@@ -79,6 +79,7 @@ def test_the_bound_of_the_exact_model_is_the_density_at_every_point(num_steps, s
     assert np.all(np.abs(bounds.mean(1) - normal_log_prob(points, std)) < 5 * errors + 2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
 def test_the_bound_exceeds_the_entropy_by_what_a_fixed_variance_costs(variance):
     """By KL(true || fixed variance) of each step: ever less with beta, but not with the posterior's.
@@ -120,6 +121,7 @@ def test_terms_sum_to_the_bound_and_few_estimate_them_all():
     assert np.all(np.abs(full.mean(1) - few.mean(1)) < 5 * errors)
 
 
+@pytest.mark.slow
 def test_probabilities_of_the_levels_sum_to_one():
     settings = jnp.array([(0.0, 0.3), (0.97, 0.01), (-1.4, 0.1), (0.2, 5.0), (0.5, 1e-3)])
     log_prob = jax.jit(distributions.discretized_normal_log_prob, static_argnums=3)
@@ -159,6 +161,7 @@ class Scales(nn.Module):
         return jnp.concatenate([mean * x, v * jnp.ones_like(x)], -1)
 
 
+@pytest.mark.slow
 def test_the_hybrid_objective_trains_the_variance_alone_through_the_bound():
     cfg = ddpm.Config(
         shape=(2,), levels=0, num_steps=20, variance="learned", objective=Hybrid(), network=Scales()
@@ -278,6 +281,7 @@ def test_guidance_moves_samples_with_the_label(conditional):
     assert float(jnp.abs(draw(label=1, guidance=2.0) - draw(label=1)).max()) > 0.1
 
 
+@pytest.mark.slow
 def test_options_of_the_sampler_are_heeded():
     """Those of the config, where the call gives none; a trajectory ends in the sample."""
     cfg, state = exact(0.5)
@@ -306,6 +310,7 @@ def test_pixels_are_kept_in_range_and_real_numbers_are_not():
         assert bool(jnp.abs(x).max() <= 1 + 1e-6) == kept
 
 
+@pytest.mark.slow
 def test_the_bound_is_of_the_level_that_a_pixel_is_nearest_to():
     """Pictures of 17 levels are kept in 8 bits: what is stored of a level is as probable as the level."""
     level = np.arange(17)
@@ -352,6 +357,7 @@ def test_pictures_are_mirrored_as_often_as_not():
     assert float(still) == 0.0
 
 
+@pytest.mark.slow
 def test_dropout_is_in_training_alone():
     cfg = ddpm.Config(shape=(4,), network=MLP((32,), dropout=0.5), levels=0, num_steps=5)
     state = init(jax.random.key(0), cfg)

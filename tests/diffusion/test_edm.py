@@ -40,6 +40,7 @@ def test_preconditioners_keep_unit_variances():
     np.testing.assert_allclose(jnp.exp(4 * noise), level, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_level_counts_alike_at_first(state):
     y = 0.5 * jax.random.normal(jax.random.key(1), (100_000, 2))
     for options in ({}, {"log_level_mean": 2.0}, {"log_level_mean": -3.0, "log_level_std": 0.1}):

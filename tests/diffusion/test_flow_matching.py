@@ -99,6 +99,7 @@ def test_estimated_divergence_has_the_exact_one_as_mean():
     assert np.abs(ode.with_divergence(velocity, x, 0.5, probes[:1])[1] - exact).max() > 0.1
 
 
+@pytest.mark.slow
 def test_the_probability_flow_of_a_mixture_carries_its_density():
     """Variance-preserving diffusion of three Gaussians in the plane, with the exact score."""
     weights, std = jnp.array([0.5, 0.3, 0.2]), 0.3
@@ -120,6 +121,7 @@ def test_the_probability_flow_of_a_mixture_carries_its_density():
     np.testing.assert_allclose(found, mixture(x, 1.0), atol=0.01)
 
 
+@pytest.mark.slow
 def test_transport_tends_to_the_optimal_assignment():
     x, noise = jax.random.normal(jax.random.key(0), (2, 24, 3))
     cost = ((x[:, None] - noise) ** 2).sum(-1)
@@ -141,6 +143,7 @@ def test_transport_tends_to_the_optimal_assignment():
     np.testing.assert_allclose(np.bincount(drawn.ravel(), minlength=24) / 4000, 1.0, atol=0.1)
 
 
+@pytest.mark.slow
 def test_transport_far_from_zero_is_that_of_float64():
     """The cheapest pairs of points one apart, ten thousand away."""
     rng = np.random.default_rng(0)
@@ -208,6 +211,7 @@ def test_training_times_are_drawn_as_said(times):
     assert float(loss({}, batch, jax.random.key(1), cfg)[0]) == pytest.approx(wanted, rel=0.01)
 
 
+@pytest.mark.slow
 def test_pairs_of_a_conditional_model_keep_their_labels():
     cfg = dataclasses.replace(POINTS, conditional=True, num_classes=3)
     state = jax.jit(functools.partial(flow_matching.init, cfg=cfg))(jax.random.key(0))

@@ -95,6 +95,7 @@ def test_codes_have_unit_variance_and_decoding_quantises_them(quantised):
     np.testing.assert_allclose(latent.reconstruct(state, batch["image"], cfg), plain, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_step_leaves_the_first_stage(quantised):
     cfg, state, batch = quantised
     after, _ = jax.jit(functools.partial(latent.train_step, cfg=cfg))(state, batch)
@@ -121,6 +122,7 @@ def test_samples_are_decoded_samples_of_codes(quantised):
     np.testing.assert_allclose(path[-1], x, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_around_the_identity_it_is_diffusion_of_scaled_data():
     first = ae.Config(shape=(4,), encoder=Identity(), decoder=Identity())
     prior = dataclasses.replace(TINY, conditional=True)

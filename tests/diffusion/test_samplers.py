@@ -69,6 +69,7 @@ def learned(process):
     return lambda x, t: (model(x, t), jnp.asarray(exponent, x.dtype)[t][:, None])
 
 
+@pytest.mark.slow
 def test_every_random_sampler_reaches_the_distribution():
     process = processes.gaussian(schedules.betas("cosine", 100))
     times = np.arange(100)[::-1]
@@ -140,6 +141,7 @@ def test_heun_of_a_process_is_heun_by_noise_level():
         samplers.heun(MODEL, x, ends, times, target="v")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_heun_of_few_steps_does_not_overshoot(schedule):
     """Of data of mean 0 and standard deviation 0.3 the exact model shrinks noise to no more, as DDIM does."""

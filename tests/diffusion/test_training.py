@@ -113,6 +113,7 @@ def test_all_but_training_goes_by_the_average(family):
         assert np.abs(found[0] - found[2]).max() > 1e-3, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_dropout_is_in_training_alone(family):
     cfg, dry = (config(family, network=MLP((32,), dropout=rate)) for rate in (0.5, 0.0))
@@ -125,6 +126,7 @@ def test_dropout_is_in_training_alone(family):
     np.testing.assert_array_equal(*drawn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [edm, flow_matching], ids=["edm", "flow_matching"])
 def test_labels_are_withheld_as_often_as_said(family):
     """Of the label 0, where none is 2: the loss of a network that says the label is higher by 2^2 a time."""

@@ -21,6 +21,7 @@ def test_distances_grow_with_what_is_done_to_the_images(rows, metric):
     assert rows["each 10 times"][metric] > rows["each 2 times"][metric] > rows["real"][metric]
 
 
+@pytest.mark.slow
 def test_fidelity_falls_with_the_quality_of_each_image_only(rows):
     real = rows["real"]
     for metric in ("precision", "density"):

@@ -59,6 +59,7 @@ def test_smallest_is_a_sort(columns, k):
     assert all(len(set(row)) == k for row in np.asarray(index).tolist())
 
 
+@pytest.mark.slow
 def test_neighbours_leave_out_the_point_but_not_its_copy(small_tiles):
     x = np.random.default_rng(2).normal(size=(500, 20)).astype(np.float32)
     x[7] = x[300]

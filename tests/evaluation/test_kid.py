@@ -26,6 +26,7 @@ def test_whole_sets_agree_with_the_double_sums(offset):
     assert error > 0
 
 
+@pytest.mark.slow
 def test_closed_form_of_a_shift():
     # The kernel is a cubic in each argument: four Gauss-Hermite nodes integrate it exactly.
     nodes, weights = np.polynomial.hermite_e.hermegauss(4)

@@ -16,6 +16,7 @@ def test_nearest_agrees_with_all_distances(d):
     assert (index[3], distance[3]) == (17, 0.0)
 
 
+@pytest.mark.slow
 def test_fresh_samples_are_as_near_to_either_set():
     rng = np.random.default_rng(1)
     fractions = []

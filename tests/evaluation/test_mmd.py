@@ -129,6 +129,7 @@ def test_bad_input_is_named():
         mmd.permutation_test(jax.random.key(0), x, x, permutations=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("apart", [0.0, 1e4])
 def test_sets_far_from_the_origin_and_from_each_other_agree_with_float64(apart):
     """Thirty dimensions, so that distances are a matrix product."""

@@ -51,6 +51,7 @@ def test_half_a_ring_falls_short():
     assert found["frechet"]["value"] > 0.3 > 0.03 > found["frechet"]["floor"]
 
 
+@pytest.mark.slow
 def test_pictures_are_measured_by_their_features(tmp_path):
     train = split("digits", "train")
     blurred = (train[:]["image"] + np.roll(train[:]["image"], 1, 1)) / 2
@@ -76,6 +77,7 @@ def test_copies_of_the_training_set_are_found_out():
     assert abs(nearer["floor"] - share) < 4 * nearer["floor_spread"] < 0.15
 
 
+@pytest.mark.slow
 def test_a_floor_is_a_mean_and_a_spread_of_several_draws(monkeypatch):
     """Of the Frechet distance of digits; single draws lie around them."""
     monkeypatch.setattr(samples, "FLOOR_DRAWS", 10)

@@ -79,6 +79,7 @@ def test_density_and_samples_are_those_of_the_gaussian(data):
     np.testing.assert_allclose(back, data, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_reverse_divergence_of_a_known_density():
     """KL(N(m, s^2) || N(0, 1)) in closed form, and 0 from the flow to itself at every draw."""
     cfg = affine.Config(shape=(1,), levels=0)

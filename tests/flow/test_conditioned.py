@@ -25,6 +25,7 @@ class Pointwise(nn.Module):
         )
 
 
+@pytest.mark.slow
 def test_images_are_coupled_by_a_checkerboard():
     board = (np.indices((2, 2)).sum(0) % 2 == 0)[..., None]
     bijector = coupling(Pointwise(), Affine(), np.broadcast_to(board, (2, 2, 3)))

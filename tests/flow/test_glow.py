@@ -55,6 +55,7 @@ def test_with_labels_it_inverts_and_knows_its_volume():
     assert_bijector(glow.flow(LABELLED), started(LABELLED).ema["flow"], wide(16), context)
 
 
+@pytest.mark.slow
 def test_the_first_batch_sets_the_volume_and_couplings_only_shrink():
     cfg = dataclasses.replace(REAL, num_levels=1)
     x = images(40)
@@ -81,6 +82,7 @@ def test_every_step_is_normalised_by_the_first_batch():
         h = glow.step(REAL, (2, 2, 4)).forward(own, h)[0]
 
 
+@pytest.mark.slow
 def test_temperature_0_is_the_mode_of_the_noise():
     cfg = LABELLED
     state = started(cfg, 0.3)

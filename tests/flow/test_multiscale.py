@@ -118,6 +118,7 @@ def test_the_convolution_begins_as_a_rotation_and_has_the_volume_of_its_matrix()
     np.testing.assert_allclose(convolution.inverse(shaken, y)[0], x, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [multiscale.checkerboard, multiscale.half_of_channels])
 def test_masks_of_both_parities_are_a_whole_and_what_they_keep_stays(mask):
     shape = (4, 2, 4)
@@ -149,6 +150,7 @@ def test_a_coupling_of_channels_keeps_the_first_half_and_is_told_only_that():
     assert (forward(params, x.at[..., :2].add(1.0))[1] != log_det).any()
 
 
+@pytest.mark.slow
 def test_at_first_a_coupling_only_shrinks_by_what_is_known():
     x = images()[:10]
     params = jax.jit(SMALL_CHANNELS.init)(jax.random.key(0), x)

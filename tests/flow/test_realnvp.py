@@ -68,6 +68,7 @@ def test_it_begins_as_the_standardised_gaussian():
     np.testing.assert_allclose(z, (x - x.mean(0)) / x.std(0), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_density_is_one_for_each_label_and_their_mean_without():
     state, x = started(LABELLED), wide(2)[:20]
     given = [mass(lambda x, c=c: realnvp.log_prob(state, x, LABELLED, c)) for c in (0, 1)]

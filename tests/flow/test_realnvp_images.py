@@ -105,6 +105,7 @@ def test_only_scales_change_the_volume_of_additive_couplings():
     np.testing.assert_allclose(log_det, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_temperature_scales_the_noise_and_0_gives_its_mode():
     cfg = LABELLED
     state = started(cfg)

@@ -38,6 +38,7 @@ def points(num_dims, seed=0):
     return jnp.concatenate([x[:40], 4.0 * jnp.sign(x[40:50]), 1e3 * x[50:]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["coupling", pytest.param("autoregressive", marks=pytest.mark.slow)])
 def test_it_inverts_and_knows_its_volume(name):
     flow = spline.flow(LAYERS[name])

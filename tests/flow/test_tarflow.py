@@ -59,6 +59,7 @@ def read(params, x, index, *context):
     return raw[..., 1], 5 * jnp.tanh(raw[..., 0] / 5)
 
 
+@pytest.mark.slow
 def test_it_inverts_and_knows_its_volume():
     cfg = dataclasses.replace(LABELLED, shape=(1, 3, 1), patch=1)
     assert_bijector(
@@ -102,6 +103,7 @@ def test_the_jacobian_of_a_block_is_triangular_from_patch_to_patch(index):
     np.testing.assert_array_equal(jacobian > 1e-6, sees > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_the_cached_inverse_is_the_uncached_one(index):
     """x = z exp(alpha) + mu, again and again: each time one patch more is right."""
@@ -160,6 +162,7 @@ def test_with_patches_of_one_pixel_it_is_as_expressive_as_a_layer_of_maf():
     np.testing.assert_array_equal(*zeros)
 
 
+@pytest.mark.slow
 def test_denoising_a_gaussian_is_its_posterior_mean():
     """Of x ~ N(m, v) with noise of variance s^2 the mean given the sum y is m + v / (v + s^2) (y - m)."""
     mean, variance, std = jnp.linspace(-1, 1, 12), jnp.linspace(0.1, 2, 12), 0.3
@@ -244,6 +247,7 @@ def test_the_density_of_no_label_is_the_mean_of_those_of_each():
     assert jnp.abs(drawn - other).max() > 0.01
 
 
+@pytest.mark.slow
 def test_labels_where_none_were_trained_and_none_where_they_were():
     x, z = images(4), jnp.zeros((4, 12))
     labelled, unlabelled = started(LABELLED), started(PATCHES)

@@ -67,6 +67,7 @@ def test_blitting_moves_whole_pixels():
     assert len({entry[2:4] for entry in seen}) == 9
 
 
+@pytest.mark.slow
 def test_colours_are_their_definitions():
     x = jnp.broadcast_to(X[:1], (500, 9, 9, 3))
     y = np.float64(AUGMENT(KEY, x, ("color",), ONE))

@@ -162,6 +162,7 @@ class Normalized(nn.Module):
         return norm.BatchNorm(not train, momentum=0.9)(x)
 
 
+@pytest.mark.slow
 def test_real_and_generated_data_have_statistics_of_their_own(fixed):
     cfg = tiny(discriminator=Normalized())
     state = INIT(cfg)
@@ -281,6 +282,7 @@ class Smooth(nn.Module):
         return nn.tanh(nn.Dense(8)(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "body"),
     [
@@ -328,6 +330,7 @@ def test_lazy_penalties_change_adams_constants_and_no_other_rules():
     np.testing.assert_allclose(updates(other, "discriminator", [1]), [-2e-4], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_singular_vectors_move_once_in_the_discriminators_loss():
     cfg = tiny(
         discriminator=mlp.Discriminator((8,), "spectral"),
@@ -415,6 +418,7 @@ def test_packing_joins_neighbours():
     assert gan.judge(state, BATCH["x"], cfg).logits.shape == (8,)
 
 
+@pytest.mark.slow
 def test_group_stddev_is_a_feature_of_the_last_layer():
     np.testing.assert_allclose(head.group_stddev(jnp.ones((8, 5)), 4), 1e-4)
     x = jax.random.normal(KEY, (8, 5))
@@ -439,6 +443,7 @@ def test_feature_matching_is_the_distance_of_mean_features(fixed):
     assert value == pytest.approx(float(((means[0] - means[1]) ** 2).sum()), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_minibatch_discrimination_counts_near_neighbours():
     codes = jnp.array([[[0.0, 0]], [[0, 0]], [[1, 2]], [[50, 0]]])
     near = np.exp(-3)
@@ -502,6 +507,7 @@ def test_augmentation_reaches_real_and_generated_images(fixed):
 # Labels -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_conditional_models_judge_and_sample_by_class():
     cfg = tiny(conditioning=Concat(), num_classes=3)
     after = INIT(cfg)
@@ -723,6 +729,7 @@ def test_networks_and_optimizers_of_ones_own_train_sample_and_load(tmp_path):
     assert family.sample(KEY, loaded, 3, cfg).shape == (3, 2)
 
 
+@pytest.mark.slow
 def test_samples_come_to_have_the_mean_and_the_spread_of_the_data():
     """A linear generator of a Gaussian that is narrower in one direction."""
     cfg = gan.Config(

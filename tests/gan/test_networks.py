@@ -126,6 +126,7 @@ def test_r3gan_starts_linear():
         np.testing.assert_allclose(apply(3 * argument[::-1] + argument), 3 * y[::-1] + y, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_r3gan_branches_start_at_the_published_scale():
     branch = r3gan.Branch(256, total=16)
     x = jnp.zeros((1, 4, 4, 256))
@@ -137,6 +138,7 @@ def test_r3gan_branches_start_at_the_published_scale():
     assert not params["Conv_2"]["kernel"].any()
 
 
+@pytest.mark.slow
 def test_doubling_is_four_times_the_adjoint_of_halving():
     x, y = (
         jax.random.normal(KEY, (2, 8, 6, 3)),
@@ -170,6 +172,7 @@ def test_grouped_convolutions_are_xlas_with_their_second_derivatives():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), ours, theirs)
 
 
+@pytest.mark.slow
 def test_conditional_batch_normalization_is_the_classes_own_scale_and_bias():
     generator = mlp.Generator((8,), "conditional", shape=(3,), num_labels=2)
     codes = jnp.concatenate([jax.random.normal(KEY, (6, 4)), jax.nn.one_hot(jnp.arange(6) % 2, 2)], -1)

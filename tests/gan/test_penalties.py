@@ -104,6 +104,7 @@ def test_a_flat_critic_has_finite_gradients(penalty):
     assert np.isfinite(jax.grad(amount)(jnp.zeros(4))).all()
 
 
+@pytest.mark.slow
 def test_wgan_gp_between_two_points_settles_above_slope_one():
     """Of w x on {theta} against {0} the best slope is 1 + theta / (2 lambda)."""
     theta, weight = 3.0, 10.0

@@ -108,6 +108,7 @@ def test_each_player_climbs_what_its_paper_maximises(loss, monkeypatch):
             np.testing.assert_allclose(new - old, 0.1 * slope, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "body",
     [

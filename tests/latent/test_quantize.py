@@ -16,6 +16,7 @@ def codes():
     return scale * jax.random.normal(jax.random.key(0), (4000, 3)) + jnp.array([0.0, 3.0, -2.0])
 
 
+@pytest.mark.slow
 def test_an_error_is_at_most_half_a_level(codes):
     quantizer = quantize.fit(codes, 9)
     levels = quantize.quantize(quantizer, codes)
@@ -47,6 +48,7 @@ def test_lengths_belong_to_a_code_near_the_entropy(codes):
     assert entropy <= quantize.code_length(quantizer, levels).mean() < entropy + 0.01
 
 
+@pytest.mark.slow
 def test_a_constant_dimension_costs_nothing_and_one_level_is_refused():
     codes = jnp.concatenate([jnp.linspace(0, 1, 1000)[:, None], jnp.full((1000, 1), 7.0)], 1)
     quantizer = quantize.fit(codes, 4)

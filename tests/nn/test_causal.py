@@ -22,6 +22,7 @@ def inputs():
     return jnp.float32(rng.normal(size=(3, 5, 2))), jnp.float32(rng.normal(size=(3, 4)))
 
 
+@pytest.mark.slow
 def test_a_mask_hides_keys():
     """What attention gives is that of the keys alone that a query sees."""
     q, k, v = (jax.random.normal(jax.random.key(i), (2, 3, 2, 4)) for i in range(3))
@@ -31,6 +32,7 @@ def test_a_mask_hides_keys():
         np.testing.assert_allclose(found[:, place : place + 1], alone, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_token_sees_itself_and_all_before():
     params, (x, context) = started(), inputs()
     forward = lambda x: NETWORK.apply(params, x[None], context[:1])[0][0]
@@ -38,6 +40,7 @@ def test_a_token_sees_itself_and_all_before():
     np.testing.assert_array_equal(jacobian > 1e-6, np.tril(np.ones((5, 5), bool)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 2])
 def test_read_in_steps_it_gives_the_same(step):
     with jax.enable_x64(True):
@@ -53,6 +56,7 @@ def test_read_in_steps_it_gives_the_same(step):
         np.testing.assert_allclose(jnp.concatenate(found, 1), whole, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_it_is_zero_at_first_and_reads_its_context():
     params, (x, context) = started(scale=0.0), inputs()
     assert not NETWORK.apply(params, x, context)[0].any()
@@ -61,6 +65,7 @@ def test_it_is_zero_at_first_and_reads_its_context():
     assert (jnp.abs(outputs[0] - outputs[1]).max(2) > 1e-3).all()
 
 
+@pytest.mark.slow
 def test_half_precision_computes_in_it_and_gives_float32():
     half = NETWORK.clone(dtype="bfloat16")
     params, (x, context) = started(), inputs()

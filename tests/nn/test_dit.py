@@ -114,6 +114,7 @@ def test_the_networks_of_peebles_and_xie_have_their_numbers_of_parameters(width,
     assert round(found / 1e6) == millions
 
 
+@pytest.mark.slow
 def test_the_output_is_zero_at_first_and_heeds_image_time_and_label(first):
     x, t, label = INPUTS
     assert not apply(first, x, t, label).any()

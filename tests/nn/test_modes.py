@@ -116,6 +116,7 @@ def expected():
     return found
 
 
+@pytest.mark.slow
 def test_every_order_in_both_modes(expected):
     both = jit(lambda *args: (derivatives(LOSS, *args), other_ways(LOSS, *args)))(POINT, DIRECTION)
     check_orders(*both, *expected, DIRECTION)

@@ -249,6 +249,7 @@ def test_under_vmap(expected):
     assert_close(mapped[2], jit(penalty_gradient)(VARIABLES, many[2]), 1e-4)
 
 
+@pytest.mark.slow
 def test_batch_over_eight_devices(expected):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     x = jax.device_put(X, NamedSharding(mesh, PartitionSpec("data")))

@@ -49,6 +49,7 @@ def fit(dataset, steps, cfg=None, **options):
     return jaxgen.fit(line, cfg or line.Config(), dataset, steps=steps, **options)
 
 
+@pytest.mark.slow
 def test_log_lines_are_means_over_the_interval(ring, tmp_path):
     seen = []
     fit(ring, 25, run_dir=tmp_path, log_every=10, on_log=lambda step, m: seen.append((step, m["index"])))
@@ -359,6 +360,7 @@ print(*state.params)
 """
 
 
+@pytest.mark.slow
 def test_double_precision_changes_neither_the_batches_nor_the_steps(ring):
     """A process of its own; the noise of a step has other bits."""
     done = subprocess.run([sys.executable, "-c", DOUBLE], cwd=ROOT, capture_output=True, text=True)

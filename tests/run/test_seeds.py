@@ -34,6 +34,7 @@ def test_every_seed_is_trained_as_if_alone():
     assert all(metric.shape == () for metric in metrics.values())
 
 
+@pytest.mark.slow
 def test_samples_are_of_all_seeds_in_turn():
     several, key = Seeds(gmm, 3), jax.random.key(0)
     state = several.init(key, CFG)
