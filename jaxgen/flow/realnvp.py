@@ -8,7 +8,8 @@ adding,
 
 Both ways take one call of the network, which is never inverted itself. The halves change their roles from
 layer to layer: masks keep the even and the odd dimensions by turns. NICE is `transform=Additive()`, and its
-volume changes only in the scales of the dimensions, before and after the couplings.
+volume changes only in the scales of the dimensions, before and after the couplings. It has no gradient at the
+identity where the mean of one half given the other is 0: its networks are to begin at random.
 
 Departs from the papers: a scale and shift of each dimension at both ends, set by the first batch, in place of
 batch normalisation; s is bounded by a constant in place of a learned scale; these are the flows of vectors.

@@ -40,6 +40,8 @@ def test_outputs_are_zero_at_first():
     for network in (MADE((8,), num_outputs=6), MLP((8,), num_outputs=6)):
         x = jnp.ones((2, 3))
         np.testing.assert_array_equal(network.apply(network.init(jax.random.key(0), x), x), np.zeros((2, 6)))
+    network = MLP((8,), zero_output=False, num_outputs=6)
+    assert jnp.abs(network.apply(network.init(jax.random.key(0), x), x)).min() > 0
 
 
 def test_options_do_what_they_say():
