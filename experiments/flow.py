@@ -178,7 +178,8 @@ SYSTEMS = {
     ),
     # Of the validation digits: the logit took off 0.25 bits/dim, and weights that decay 0.02.
     "glow_digits": digits(GLOW, glow, 1000, 1.0, network=ConvNet(32), settings=TEMPERATURES),
-    # About 15 minutes each on one core that nothing else uses. Nothing was tuned but the logit, on digits.
+    # Ten to fifteen minutes each on a core that nothing else uses, 30 on a busy one. Nothing was tuned but
+    # the logit, on digits and in the first steps of TarFlow.
     "glow": fashion(GLOW, glow, 4000, num_levels=2, num_steps=4, network=ConvNet(48), preprocessing=Logit()),
     "realnvp_images": fashion(REALNVP, realnvp_images, 2000, num_levels=2, network=ResNet(16, 1)),
     "tarflow": fashion(
