@@ -189,7 +189,8 @@ def block(cfg: Config, index: Array | int) -> bijectors.Bijector:
             raw, cache = carry
             place, y = row
             x, log_slope = transform.inverse(raw, y[:, None])
-            return read(params, x, context, cache=cache, start=place), (x[:, 0], log_slope[:, 0])
+            raw, cache = read(params, x, context, cache=cache, start=place)
+            return (raw.astype(dtype), cache), (x[:, 0], log_slope[:, 0])
 
         count, dtype = y.shape[0], jnp.promote_types(y.dtype, jnp.float32)
         raw = jnp.zeros((count, 1, size, transform.num_parameters), dtype)
