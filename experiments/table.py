@@ -66,6 +66,10 @@ NOTES = {
     "burda_vae-mnist": "length of training chosen on the test split",
     "iwae-mnist": "started from burda_vae, whose length was chosen on the test split",
     "ddpm_fashion_mnist-fashion_mnist": "config changed after a test result",
+    **dict.fromkeys(
+        ("nice-moons", "nice-ring", "nice-rings", "nice-checkerboard"),
+        "initial weights changed after a test result on the ring",
+    ),
 }
 """What the rows of a result say of its protocol."""
 
