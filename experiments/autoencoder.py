@@ -24,7 +24,6 @@ from jaxgen import data, plot, values
 from jaxgen.autoencoder import ae, posteriors, vae, vq_vae
 from jaxgen.autoencoder.corruptions import GaussianNoise
 from jaxgen.autoencoder.flows import Flow, GivenSteps, Steps
-from jaxgen.autoencoder.likelihoods import LogisticMixture
 from jaxgen.autoencoder.networks import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder
 from jaxgen.autoencoder.objectives import ELBO, IWAE
 from jaxgen.autoencoder.posteriors import Categorical
@@ -35,6 +34,7 @@ from jaxgen.evaluation import denoise, likelihood
 from jaxgen.evaluation.metric import metric
 from jaxgen.flow.spline import Autoregressive, Coupling
 from jaxgen.latent import interpolate
+from jaxgen.likelihoods import LogisticMixture
 from jaxgen.nn.masked import MADE
 from jaxgen.nn.mlp import MLP
 from jaxgen.script import Options, System, likelihoods, main

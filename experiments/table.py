@@ -24,6 +24,10 @@ FAMILIES = {
     "gan": "Adversarial networks",
     "diffusion": "Diffusion and flow matching",
     "flow": "Normalizing flows",
+    "autoregressive": "Autoregressive models",
+    "boltzmann": "Boltzmann machines",
+    "energy": "Energies and scores",
+    "belief": "Belief networks",
 }
 """Headings of the scripts; a script that is not named here has its own name."""
 

@@ -2,6 +2,7 @@
 
 __version__ = "0.1.0"
 
+from jaxgen.lazy import submodules
 from jaxgen.run import shard
 from jaxgen.run.checkpoint import load
 from jaxgen.run.directory import RunError
@@ -9,5 +10,7 @@ from jaxgen.run.fit import fit
 from jaxgen.types import families
 
 shard.provide_threads()
+
+__getattr__, __dir__ = submodules(__name__, __path__)
 
 __all__ = ["RunError", "families", "fit", "load", "shard"]

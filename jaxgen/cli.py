@@ -9,6 +9,7 @@ from typing import Annotated
 import jax
 import tyro
 
+import jaxgen
 from jaxgen import data, plot, script, types
 from jaxgen.run import checkpoint, directory
 from jaxgen.script import report, systems
@@ -40,8 +41,11 @@ def sample(
         seed: Seed of the draws.
         step: Which checkpoint; the latest by default.
     """
+    if n < 1:
+        raise ValueError(f"-n must be at least 1, not {n}")
     family, cfg, state = checkpoint.load(run, step)
     out = out or directory.resolve(run) / "samples.png"
+    out.parent.mkdir(parents=True, exist_ok=True)
     draw = jax.jit(lambda key, state: family.sample(key, state, n, cfg))
     plot.save_samples(out, draw(jax.random.key(seed), state))
     print(f"{n} samples in {out}")
@@ -54,6 +58,7 @@ def evaluate(
     step: int | None = None,
     num_samples: int = 10_000,
     extractor: str | None = None,
+    quick: bool = False,
 ) -> None:
     """Measure a run on the test split of its data as its script does, and write report.json and report.html.
 
@@ -64,6 +69,7 @@ def evaluate(
         step: Which checkpoint; the latest by default.
         num_samples: Samples measured against the test split, if it has as many; 0 for none.
         extractor: Features those of pictures are measured by; by default the best that needs nothing.
+        quick: Look at few test examples and samples only.
     """
     family, cfg, state = checkpoint.load(run, step)
     folder = directory.resolve(run)
@@ -87,6 +93,7 @@ def evaluate(
         num_samples=num_samples,
         extractor=extractor,
         evaluate=None if system is None else system.evaluate,
+        quick=quick,
     )
 
 
@@ -103,10 +110,24 @@ def show_report(run: Run) -> None:
     print(page)
 
 
+def train() -> None:
+    """Train a family or a preset: `jaxgen train vae --data digits`; `jaxgen train --help` lists them."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `jaxgen` command."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments == ["--version"]:
+        print(f"jaxgen {jaxgen.__version__}")
+        return
+    if arguments[:1] == ["train"]:
+        from jaxgen.script import presets  # imports every family
+
+        systems.main(presets.SYSTEMS, arguments[1:], presets.__name__)
+        return
     commands: dict[str, Callable[..., None]] = {
         "list": list_families,
+        "train": train,
         "sample": sample,
         "evaluate": evaluate,
         "report": show_report,

@@ -49,7 +49,7 @@ def bernoulli(key: Array, probability: Array) -> Array:
     """
     size = math.prod(probability.shape[1:])
     words = jax.random.bits(key, (probability.shape[0], -(-size // 2)), jnp.uint32)
-    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(probability.shape[0], -1)[:, :size]
+    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(len(words), 2 * words.shape[1])[:, :size]
     return halves.reshape(probability.shape).astype(jnp.float32) < 2.0**16 * probability
 
 

@@ -125,6 +125,17 @@ class HasScore(Protocol):
         """(B,), higher for more typical data."""
 
 
+@runtime_checkable
+class HasAdvance(Protocol):
+    """An autoregressive model that samples from a cache, which `begin(state, n, cfg)` gives."""
+
+    def begin(self, state: Any, n: int, cfg: Any) -> Any:
+        """The cache for n sequences of which nothing is known yet."""
+
+    def advance(self, state: Any, cache: Any, symbol: Array, cfg: Any) -> tuple[Any, Array]:
+        """The cache with one symbol (n, ...) more, and what is said of the next one, (n, ...)."""
+
+
 CAPABILITIES = {
     "loss": HasLoss,
     "log_prob": HasLogProb,
@@ -136,6 +147,7 @@ CAPABILITIES = {
     "classify": HasClassify,
     "translate": HasTranslate,
     "score": HasScore,
+    "advance": HasAdvance,
 }
 """The optional capabilities of a family, by the name of the function."""
 
@@ -162,9 +174,21 @@ def from_data(family: Any, dataset: Any, cfg: Any) -> Any:
     return family.from_data(dataset, cfg) if hasattr(family, "from_data") else cfg
 
 
+DATA = ("image", "x", "tokens", "audio")
+"""Names of the data of a batch for models of one variable."""
+
+
 def observed(batch: Batch) -> Array:
-    """The data of a batch for models of one variable: "image" if there is one, else "x", else "tokens"."""
-    return next(batch[name] for name in ("image", "x", "tokens") if name in batch)
+    """The data of a batch for models of one variable: the first of `DATA` that it has.
+
+    Raises ValueError if it has none of them.
+    """
+    for name in DATA:
+        if name in batch:
+            return batch[name]
+    raise ValueError(
+        f"the batch must have one of {', '.join(DATA)}, and has only {', '.join(batch) or 'nothing'}"
+    )
 
 
 def families() -> dict[str, ModuleType]:

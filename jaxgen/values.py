@@ -14,6 +14,7 @@ it.
 """
 
 import dataclasses
+import functools
 import importlib
 import sys
 from typing import Any, TypeAlias
@@ -25,11 +26,30 @@ import numpy as np
 import optax
 from jax import Array
 
-from jaxgen import types
+from jaxgen import fields, types
+from jaxgen.fields import Decay, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class Value:
-    """Marks a frozen dataclass that a Config may hold and that a config.json may name."""
+    """Marks a frozen dataclass that a Config may hold and that a config.json may name.
+
+    Configs are Values too. Making one raises ValueError for a field that is not of its type, see `fields`.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = vars(cls).get("__post_init__")
+        if own is not None:  # it can rely on the types of the fields
+
+            @functools.wraps(own)
+            def checked(self: Any, *arguments: Any) -> None:
+                fields.check(self)
+                own(self, *arguments)
+
+            cls.__post_init__ = checked  # type: ignore[method-assign]
+
+    def __post_init__(self, *_: Any) -> None:
+        fields.check(self)
 
 
 Part: TypeAlias = nn.Module | Value
@@ -42,7 +62,7 @@ Part: TypeAlias = nn.Module | Value
 class Constant(Value):
     """The step size stays as it is, after a linear rise from zero if there is a warm-up."""
 
-    warmup_steps: int = 0
+    warmup_steps: NonNegativeInt = 0
     """Training steps in which the step size rises linearly from zero."""
 
     def __call__(self, rate: float, updates_per_step: int = 1) -> Any:
@@ -55,7 +75,7 @@ class Constant(Value):
 class Linear(Value):
     """The step size falls linearly to zero."""
 
-    decay_steps: int = 10_000
+    decay_steps: PositiveInt = 10_000
     """Training steps after which it is zero."""
 
     def __call__(self, rate: float, updates_per_step: int = 1) -> Any:
@@ -67,9 +87,9 @@ class Linear(Value):
 class Cosine(Value):
     """The step size falls to zero along half a cosine, after a linear rise if there is a warm-up."""
 
-    decay_steps: int = 10_000
+    decay_steps: PositiveInt = 10_000
     """Training steps after which it is zero, the warm-up included."""
-    warmup_steps: int = 0
+    warmup_steps: NonNegativeInt = 0
     """Training steps in which the step size rises linearly from zero."""
 
     def __call__(self, rate: float, updates_per_step: int = 1) -> Any:
@@ -94,18 +114,12 @@ class Rule(Value):
     training step makes, since schedules count training steps.
     """
 
-    learning_rate: float = 1e-3
+    learning_rate: NonNegativeFloat = 1e-3
     """Step size."""
     schedule: Schedule | Value = Constant()
     """How the step size changes during training."""
-    gradient_clip: float | None = None
+    gradient_clip: PositiveFloat | None = None
     """Largest norm of the whole gradient; a longer one is shortened to it."""
-
-    def __post_init__(self) -> None:
-        if not self.learning_rate >= 0:
-            raise ValueError(f"learning_rate must not be negative, got {self.learning_rate}")
-        if self.gradient_clip is not None and not self.gradient_clip > 0:
-            raise ValueError(f"gradient_clip must be positive, or None for none, got {self.gradient_clip}")
 
     def __call__(self, updates_per_step: int = 1) -> optax.GradientTransformation:
         """The optimizer as Optax has it."""
@@ -123,13 +137,13 @@ class Rule(Value):
 class Adam(Rule):
     """Adam (Kingma & Ba 2015), with decoupled weight decay if there is any (Loshchilov & Hutter 2019)."""
 
-    beta1: float = 0.9
+    beta1: Decay = 0.9
     """Decay of the mean gradient."""
-    beta2: float = 0.999
+    beta2: Decay = 0.999
     """Decay of the mean squared gradient."""
-    epsilon: float = 1e-8
+    epsilon: NonNegativeFloat = 1e-8
     """What is added to the root of the mean squared gradient."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """Share of the parameters that is subtracted from them at a step, times the step size."""
 
     def rule(self, rate: Any) -> optax.GradientTransformation:
@@ -143,7 +157,7 @@ class Adam(Rule):
 class RMSProp(Rule):
     """RMSProp (Tieleman & Hinton 2012)."""
 
-    decay: float = 0.9
+    decay: Decay = 0.9
     """Decay of the mean squared gradient."""
 
     def rule(self, rate: Any) -> optax.GradientTransformation:
@@ -155,7 +169,7 @@ class RMSProp(Rule):
 class SGD(Rule):
     """Stochastic gradient descent, with momentum if there is any."""
 
-    momentum: float = 0.0
+    momentum: Decay = 0.0
     """Decay of the sum of gradients that is followed; 0 follows the gradient itself."""
 
     def rule(self, rate: Any) -> optax.GradientTransformation:
@@ -178,7 +192,7 @@ def gradient_transformation(optimizer: Optimizer, updates_per_step: int = 1) -> 
 class Average(Value):
     """Exponential moving average of parameters; its decay grows to its value in the first steps."""
 
-    decay: float = 0.999
+    decay: Decay = 0.999
     """Share of the average that a step keeps: at step t at most (1 + t) / (10 + t)."""
 
     def __call__(self, average: Any, params: Any, step: Array) -> Any:
@@ -201,10 +215,7 @@ def filled(part: Any, **facts: Any) -> Any:
 # The codec
 
 
-def options(part: Any) -> list[dataclasses.Field]:
-    """The fields of a part or a Config that are options: all but the two that Linen adds."""
-    of_linen = ("parent", "name") if isinstance(part, nn.Module) else ()
-    return [field for field in dataclasses.fields(part) if field.init and field.name not in of_linen]
+options = fields.options
 
 
 def to_json(value: Any) -> Any:

@@ -39,3 +39,21 @@ def test_gan_step(tmp_path):
     for system in systems.values():
         times = system["step_seconds"]["jaxgen loop"]
         assert 0 < times["min"] <= times["median"] < times["first_step_seconds"]
+
+
+@pytest.mark.slow
+def test_gibbs(tmp_path):
+    output = tmp_path / "gibbs.json"
+    command = [sys.executable, BENCHMARKS / "gibbs.py", "--num", "2", "--rounds", "1", "--threads", "1"]
+    ours = ["jaxgen", "jaxgen, float64"]
+    theirs = ["scikit-learn", "scikit-learn, float64"]
+    command += ["--contenders", *ours, *theirs, "--output", output]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    measured = json.loads(output.read_text())["threads"]["1"]
+    for name, difference in measured["difference"].items():
+        assert difference < (1e-12 if "float64" in name else 1e-5)
+    for what in ("sweep of 100", "sweep of 10", "step"):
+        assert measured["rows"][what]["scikit-learn"]["ratio"]["median"] > 0
+    assert set(measured["rows"]["step"]) == {*ours, *theirs}

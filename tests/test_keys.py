@@ -53,7 +53,9 @@ def cases():
         _, package, module = name.split(".")
         own = importlib.import_module(f"tests.{package}.test_{module}")
         for index in range(len(getattr(own, "RANDOM", ())) + 1):
-            yield pytest.param(name, index, marks=pytest.mark.slow if index > 1 else [])
+            # Samplers that go symbol by symbol, or unit by unit, take longest to follow.
+            slow = index or package == "autoregressive" or module == "sigmoid_belief_net"
+            yield pytest.param(name, index, marks=pytest.mark.slow if slow else [])
 
 
 @functools.cache

@@ -29,7 +29,8 @@ def make_case(name):
     _, package, module = name.split(".")
     own = importlib.import_module(f"tests.{package}.test_{module}")
     dataset = data.load("digits")
-    plain, *rest = (types.from_data(family, dataset, cfg) for cfg in (own.SMALL, *own.RANDOM))
+    configs = own.SMALL, *getattr(own, "RANDOM", ()), *getattr(own, "FURTHER", ())
+    plain, *rest = (types.from_data(family, dataset, cfg) for cfg in configs)
     conditional = next(cfg for cfg in rest if "needs" in refusal(family, cfg))
     return family, plain, conditional, jax.tree.map(jnp.asarray, dict(dataset[:4]))
 
@@ -60,7 +61,8 @@ def functions(family, cfg, batch):
         given |= {"params": state.params, "target_log_prob": lambda x: x.reshape(len(x), -1).sum(1)}
     for name, function in vars(family).items():
         parameters = inspect.signature(function).parameters if inspect.isfunction(function) else ()
-        ours = not name.startswith("_") and getattr(function, "__module__", "") == family.__name__
+        own = getattr(function, "__module__", "") == family.__name__
+        ours = not name.startswith("_") and (own or name in getattr(family, "__all__", ()))
         if not ours or "label" not in parameters or name == "feature_maps":
             continue
         options = {each: given[each] for each in parameters if each in given}

@@ -2,9 +2,9 @@
 
 Each option is set to another value, and one of the family's programs must come out different: `init`, a step,
 a sample, or a capability. A family's own test file says where the walk starts and what it cannot guess:
-`SMALL`, the further Configs `RANDOM`, `OPTIONS`, other values by the path of an option, and `ELSEWHERE`, the
-beginnings of paths that another family's walk goes over. What an option means is tested there too; here it is
-only seen not to be ignored.
+`SMALL`, the further Configs `RANDOM` and `FURTHER`, `OPTIONS`, other values by the path of an option, and
+`ELSEWHERE`, the beginnings of paths that another family's walk goes over. What an option means is tested
+there too; here it is only seen not to be ignored.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from jaxgen.types import observed
 QUICK = ("jaxgen.autoencoder.ae", "jaxgen.classical.markov", "jaxgen.classical.ppca")
 """Families that are walked over in the default suite."""
 
-FACTS = ("shape", "num_classes")
+FACTS = ("shape", "num_classes", "levels")
 """Options of a Config that the data set."""
 
 FILLED = ("shape", "num_classes", "num_labels", "num_outputs", "levels", "dtype")
@@ -189,7 +189,7 @@ def walked(family, own):
     batches = [jax.tree.map(jnp.asarray, dict(dataset[:count])) for count in (8, 100)]
     options, elsewhere = getattr(own, "OPTIONS", {}), getattr(own, "ELSEWHERE", ())
     heeded, ignored, impossible = set(), set(), {}
-    for cfg in (own.SMALL, *getattr(own, "RANDOM", ())):
+    for cfg in (own.SMALL, *getattr(own, "RANDOM", ()), *getattr(own, "FURTHER", ())):
         cfg, written = types.from_data(family, dataset, cfg), {}
         for path, own_path, changed in walk(cfg, options, lambda value: value):
             if {path, own_path} <= heeded or path.startswith(elsewhere):

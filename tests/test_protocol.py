@@ -12,8 +12,11 @@ import importlib
 import inspect
 import itertools
 import json
+import re
 import subprocess
 import sys
+import typing
+from typing import Any
 
 import chex
 import flax.linen as nn
@@ -23,7 +26,7 @@ import numpy as np
 import pytest
 
 import jaxgen
-from jaxgen import data, shard, types, values
+from jaxgen import data, fields, shard, types, values
 from jaxgen.evaluation import likelihood, mmd
 from jaxgen.run import directory
 from jaxgen.types import observed
@@ -122,6 +125,107 @@ def test_config_is_frozen_static_and_survives_json(case, tmp_path):
     again = directory.read_config(case.family, tmp_path)
     assert again == cfg
     assert hash(again) == hash(cfg)
+
+
+def ranges_of(hint):
+    """The ranges that an annotation declares, and None for each plain number that declares none."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        yield from (mark for mark in arguments[1:] if isinstance(mark, fields.Range))
+    elif hint in (int, float):
+        yield None
+    else:
+        for inner in arguments:
+            yield from ranges_of(inner)
+
+
+def mistakes(part, field, hint):
+    """Values that no field of this type takes: a misspelt word, another type, a number out of range."""
+    value = getattr(part, field.name)
+    if hint is not Any and Any not in typing.get_args(hint):
+        yield object()
+    if typing.get_origin(hint) is typing.Literal:
+        yield f"{value}x"
+    for bounds in ranges_of(hint):
+        low = bounds.above if bounds.least is None else bounds.least - 1
+        low = float("nan") if low is None else low
+        yield (low, *value[1:]) if isinstance(value, tuple) else low
+
+
+def test_every_field_refuses_what_it_cannot_mean(case):
+    for part in parts_of(case.cfg):
+        hints = typing.get_type_hints(type(part), include_extras=True)
+        for field in values.options(part):
+            hint, current = hints[field.name], getattr(part, field.name)
+            assert None not in ranges_of(hint), f"{type(part).__name__}.{field.name} declares no range"
+            assert not fields.misfit(current, hint)
+            for wrong in mistakes(part, field, hint):
+                with pytest.raises(
+                    ValueError, match=rf"{type(part).__name__}: {field.name} must be"
+                ) as raised:
+                    fields.check(replaced(part, field.name, wrong))
+                assert "\n" not in str(raised.value)
+
+
+def replaced(part, name, value):
+    return (
+        part.clone(**{name: value})
+        if isinstance(part, nn.Module)
+        else dataclasses.replace(part, **{name: value})
+    )
+
+
+class Other(typing.NamedTuple):
+    step: object
+    key: object
+
+
+def wrong_calls(case):
+    """Calls of a family's functions with one wrong argument each, by what the message has to name."""
+    family, state, cfg = case.family, case.state, case.cfg
+    batch, key = dict(case.batch), jax.random.key(0)
+    data_name, x = next((name, batch[name]) for name in types.DATA if name in batch)
+    wider = jnp.concatenate([x, x], -1) if x.ndim > 2 or not hasattr(cfg, "any_length") else x[..., None]
+    other = next(other.Config() for other in OTHERS if other is not family)
+    rest = {name: entry for name, entry in batch.items() if name != data_name}
+    for label, wrong in (
+        (f"only {', '.join(rest) or 'nothing'}", rest),
+        (re.escape(f"not {wider.shape}"), {**batch, data_name: wider}),
+        ("label of shape \\(3,\\)", {**batch, "label": jnp.zeros(3, jnp.int32)}),
+        ("mapping such as", x),
+        ("not uint8", {**batch, data_name: x.astype(jnp.uint8)}),
+    ):
+        yield f"train_step: batch.*{label}", lambda wrong=wrong: family.train_step(state, wrong, cfg)
+    yield "train_step: state must be .*, not .*Other", lambda: family.train_step(Other(0, key), batch, cfg)
+    yield (
+        f"train_step: cfg must be .*, not .*{type(other).__module__.rpartition('.')[2]}.Config",
+        (lambda: family.train_step(state, batch, other)),
+    )
+    yield "init: key must be a typed key .*, not 0", lambda: family.init(0, cfg)
+    yield "sample: key must be a typed key", lambda: family.sample(jnp.zeros(2, jnp.uint32), state, 2, cfg)
+    yield "sample: cfg must be", lambda: family.sample(key, state, 2, other)
+    for name in ("log_prob", "elbo", "encode", "reconstruct", "classify", "score"):
+        function = getattr(family, name, None)
+        if function:
+            first = (key,) if name == "elbo" else ()
+            yield (
+                f"{name}: x must be of shape .*: give a batch, x\\[None\\]",
+                (lambda function=function, first=first: function(*first, state, x[0], cfg)),
+            )
+            yield (
+                f"{name}: x must be of shape",
+                (lambda function=function, first=first: function(*first, state, wider, cfg)),
+            )
+
+
+OTHERS = importlib.import_module("jaxgen.autoencoder.ae"), importlib.import_module("jaxgen.classical.gmm")
+
+
+def test_wrong_arguments_are_named(case):
+    for words, call in wrong_calls(case):
+        with pytest.raises(ValueError, match=rf"^\w+\.{words}[^\n]*(\n|$)") as raised:
+            jax.eval_shape(call)
+        assert len(str(raised.value).partition("\n---")[0].splitlines()) == 1
 
 
 def test_every_option_is_explained(case):
@@ -370,6 +474,19 @@ for name in {sorted(FAMILIES)}:
     importlib.import_module(name)
     heavy = [module for module in {HEAVY} if module in sys.modules]
     assert not heavy, f"{{name}} imports {{heavy}}"
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_submodules_are_attributes_and_imported_when_named():
+    code = """
+import sys, jaxgen
+assert "jaxgen.autoencoder.vae" not in sys.modules and "jaxgen.evaluation" not in sys.modules
+assert jaxgen.autoencoder.vae.Config(num_latents=2).num_latents == 2
+assert callable(jaxgen.evaluation.frechet.frechet_distance)
+assert "gan" in dir(jaxgen) and "vae" in dir(jaxgen.autoencoder)
+assert not hasattr(jaxgen, "nowhere") and not hasattr(jaxgen.gan, "nowhere")
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

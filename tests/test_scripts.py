@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import autoencoder, classical, diffusion, flow
+from experiments import autoencoder, autoregressive, belief, boltzmann, classical, diffusion, energy, flow
 from jaxgen import data, types
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 DOWNLOADS = {"mnist": ((28, 28, 1), 10), "fashion_mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10)}
 """Shapes and classes of the data sets that tests do not load."""
-SCRIPTS = (autoencoder, classical, diffusion, flow)
+SCRIPTS = (autoencoder, autoregressive, belief, boltzmann, classical, diffusion, energy, flow)
 """tests/gan/test_presets.py has those of gan.py."""
 
 
@@ -23,11 +23,12 @@ CASES = {f"{s.__name__} {name}": system for s in SCRIPTS for name, system in s.S
 
 @functools.cache
 def examples(name):
-    """A data set of this name, or one picture in its shape."""
+    """A data set of this name, or one picture in its shape, half of it white."""
     if name not in DOWNLOADS:
         return data.load(name)
     shape, num_classes = DOWNLOADS[name]
-    arrays = {"image": jnp.zeros((1, *shape), jnp.uint8), "label": jnp.zeros(1, jnp.int32)}
+    image = jnp.zeros((1, *shape), jnp.uint8).at[:, : shape[0] // 2].set(255)
+    arrays = {"image": image, "label": jnp.zeros(1, jnp.int32)}
     return data.Dataset(name, "train", arrays, num_classes=num_classes)
 
 

@@ -13,30 +13,25 @@ import jaxgen
 ROOT = Path(__file__).parent.parent
 
 COMPILE = """
-import dataclasses, functools, importlib, sys
-import jax, jax.numpy as jnp, numpy as np
+import functools, sys
+import jax, numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jaxgen import shard
+from tests.test_protocol import make_case
 
 name, topology = sys.argv[1:]
-family = importlib.import_module(name)
+case = make_case(name)
 devices = np.array(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
 mesh = Mesh(devices.reshape(-1, 2), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
-configs = [family.Config(shape=(32, 32, 3))]
-if "network" in {field.name for field in dataclasses.fields(family.Config)}:
-    configs.append(family.Config(shape=(32, 32, 3), network="conv", hidden=(16, 32), dtype="bfloat16"))
-for cfg in configs:
-    state = jax.eval_shape(lambda: family.init(jax.random.key(0), cfg))
-    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    state = jax.tree.map(place, state, shard.state_shardings(state, mesh))
-    split = NamedSharding(mesh, shard.BATCH)
-    batch = {"image": jax.ShapeDtypeStruct((128, 32, 32, 3), jnp.float32, sharding=split)}
-    step = jax.jit(functools.partial(family.train_step, cfg=cfg), donate_argnums=0)
-    compiled = step.lower(state, batch).compile()
-    text = compiled.as_text()
-    assert "all-reduce" in text or "reduce-scatter" in text
-    print(name, topology, compiled.memory_analysis().temp_size_in_bytes)
+place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+state = jax.tree.map(place, case.state, shard.state_shardings(case.state, mesh))
+batch = {name: place(x, NamedSharding(mesh, shard.BATCH)) for name, x in case.batch.items()}
+step = jax.jit(functools.partial(case.family.train_step, cfg=case.cfg), donate_argnums=0)
+compiled = step.lower(state, batch).compile()
+text = compiled.as_text()
+assert "all-reduce" in text or "reduce-scatter" in text
+print(name, topology, compiled.memory_analysis().temp_size_in_bytes)
 """
 
 

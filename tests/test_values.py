@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
@@ -10,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgen import values
+from jaxgen import fields, values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,3 +169,80 @@ def test_equal_parts_compile_once():
     for cfg in (Config(), Config(Network(), values.Adam(0.1)), Config(Network((2, 3)).clone())):
         function(cfg)
     assert len(traces) == 1
+
+
+# Types of fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranged(values.Value):
+    count: fields.PositiveInt = 1
+    share: fields.Fraction | None = None
+    sizes: tuple[fields.PositiveInt, ...] = ()
+    pair: tuple[int, int] = (1, 2)
+    word: Literal["linear", "cosine"] = "linear"
+    part: values.Adam | values.SGD | None = None
+    flag: bool = False
+    anything: Any = None
+    size: Annotated[float, fields.Range(above=0, below=2)] = 1.0
+
+    def __post_init__(self):
+        assert self.count > 0, "it is called before the fields are checked"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"count": 0}, "count must be at least 1, not 0"),
+        ({"count": 2.0}, "count must be an integer, not 2.0"),
+        ({"count": True}, "count must be an integer, not True"),
+        ({"share": 1.5}, "share must be at least 0 and at most 1, not 1.5"),
+        ({"share": float("nan")}, "share must be at least 0 and at most 1, not nan"),
+        ({"share": "half"}, "share must be a number, not 'half'"),
+        ({"sizes": (3, 0)}, "sizes must be at least 1, not 0, in (3, 0)"),
+        ({"sizes": [3]}, "sizes must be a tuple, not the list [3]"),
+        ({"sizes": 3}, "sizes must be a tuple, not 3"),
+        ({"pair": (1, 2, 3)}, "pair must have 2 entries, not (1, 2, 3)"),
+        ({"word": "cosin"}, "word must be 'linear' or 'cosine', not 'cosin': did you mean 'cosine'?"),
+        ({"word": 1}, "word must be 'linear' or 'cosine', not 1"),
+        ({"part": "adm"}, "part must be Adam(), SGD() or None, not 'adm': did you mean Adam()?"),
+        ({"part": values.SGD}, "did you mean SGD()?"),
+        ({"flag": 1}, "flag must be True or False, not 1"),
+        ({"size": 2}, "size must be above 0 and below 2, not 2"),
+        ({"size": float("inf")}, "size must be above 0 and below 2, not inf"),
+    ],
+)
+def test_a_field_of_another_type_is_refused_by_its_name(wrong, words):
+    with pytest.raises(ValueError, match=rf"^test_values.Ranged: .*{re.escape(words)}"):
+        Ranged(**wrong)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        dataclasses.replace(Ranged(), **wrong)
+
+
+def test_numbers_of_numpy_and_of_a_trace_are_numbers():
+    Ranged(count=np.int64(3), share=np.float32(0.5), sizes=(np.int32(1),), flag=np.bool_(True), size=1)
+    jax.jit(lambda rate: values.Adam(rate) and rate)(0.1)
+
+
+def test_a_default_is_never_refused():
+    @dataclasses.dataclass(frozen=True)
+    class Careless(values.Value):
+        rate: fields.PositiveFloat = None
+
+    Careless()
+    with pytest.raises(ValueError, match="rate"):
+        Careless(-1.0)
+
+
+def test_networks_are_checked_with_the_value_that_holds_them():
+    class Typed(nn.Module):
+        widths: tuple[fields.PositiveInt, ...] = (2, 3)
+
+    @dataclasses.dataclass(frozen=True)
+    class Holder(values.Value):
+        network: nn.Module = Typed()
+        several: tuple[nn.Module, ...] = ()
+
+    for wrong in ({"network": Typed((0,))}, {"several": (Typed(), Typed((0,)))}):
+        with pytest.raises(ValueError, match=r"Typed: widths must be at least 1"):
+            Holder(**wrong)

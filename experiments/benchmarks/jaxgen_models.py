@@ -21,8 +21,8 @@ from jax import lax
 from train_step import NUM_BATCHES, Sizes, peak_memory, serve
 
 import jaxgen
-from jaxgen import data, shard
-from jaxgen.autoencoder import likelihoods, networks, vae
+from jaxgen import data, likelihoods, shard
+from jaxgen.autoencoder import networks, vae
 from jaxgen.nn import conv, norm
 from jaxgen.run import directory
 

@@ -14,11 +14,11 @@ import numpy as np
 import jaxgen
 from jaxgen import data, plot, script, shard
 from jaxgen.autoencoder import vae
-from jaxgen.autoencoder.likelihoods import Bernoulli
 from jaxgen.autoencoder.objectives import ELBO
 from jaxgen.data.factors import FACTORS
 from jaxgen.evaluation import disentangle, likelihood
 from jaxgen.latent import interpolate
+from jaxgen.likelihoods import Bernoulli
 from jaxgen.script import result
 
 TRAVERSAL = np.linspace(-2.0, 2.0, 9)

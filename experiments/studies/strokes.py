@@ -149,7 +149,7 @@ def main(options: Options) -> None:
         emission=emissions.Symbols(NUM_ANGLES + 1),
         left_to_right=True,
         max_steps=options.num_steps,
-        tolerance=-np.inf,
+        tolerance=0.0,
     )
     key = jax.random.key(options.seed)
     ended = np.pad(x, ((0, 0), (0, 1)), constant_values=LIFTED)

@@ -1,4 +1,4 @@
-"""Letters by Markov chains of several orders: how well each predicts new text, and what it writes.
+"""Letters by Markov chains of several orders and a transformer: how well each predicts new text, and writes.
 
 python experiments/studies/text.py
 python experiments/studies/text.py --text BOOK.txt --orders 1 2 3
@@ -10,32 +10,44 @@ import dataclasses
 import math
 import re
 import string
+import tempfile
 import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxgen import script
+import jaxgen
+from jaxgen import data, script
+from jaxgen.autoregressive import sequential, transformer
 from jaxgen.classical import markov
+from jaxgen.likelihoods import Symbols
 from jaxgen.script import result
+from jaxgen.values import Adam, Cosine
 
 ALPHABET = " " + string.ascii_lowercase
 PSEUDO_COUNTS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+WINDOW = 128
+"""Letters that the transformer is trained on at once."""
+NUM_PARTS = 6
+"""Times that the transformer is measured in training."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Fit a chain of each order, measure it on held-out paragraphs and let it write."""
+    """Fit a chain of each order and a transformer, measure them on held-out paragraphs and let them write."""
 
     text: Path | None = None
     """Text file in UTF-8; by default Python's language reference."""
     orders: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
     """Letters that the next one depends on."""
+    steps: int = 3000
+    """Training steps of the transformer; 0 for none."""
     length: int = 300
-    """Letters each chain writes."""
+    """Letters each of them writes."""
     seed: int = 0
-    """Of what is written."""
+    """Of what is written, and of the transformer."""
     results: Path = Path("experiments/results/text")
     """Folder for the table, text.json."""
 
@@ -103,6 +115,71 @@ def measure(options: Options, order: int, train: str, validation: str, test: str
     }
 
 
+def measure_transformer(options: Options, train: str, validation: str, test: str) -> dict[str, object]:
+    """The transformer after steps that the validation text chooses: bits of the test text, and a sample.
+
+    It is trained on windows of the text. Of what it is measured on, every letter but those of the first
+    window is given at least half a window of the letters before it.
+    """
+    windows = np.lib.stride_tricks.sliding_window_view(symbols(train)[0], WINDOW)[:: WINDOW // 8]
+    dataset = data.Dataset("letters", "train", {"tokens": windows})
+    cfg = transformer.Config(
+        shape=(WINDOW,),
+        likelihood=Symbols(len(ALPHABET)),
+        network=transformer.Transformer(96, 3, 4, dropout=0.2),
+        optimizer=Adam(2e-3, schedule=Cosine(options.steps, warmup_steps=options.steps // 20)),
+    )
+
+    @jax.jit
+    def costs(state, tokens):
+        """Bits of the letters of windows (N, WINDOW), by place."""
+        x = sequential.likelihood(cfg).inputs(tokens[..., None])
+        logits, _ = sequential.network(cfg).apply({"params": state.ema}, x)
+        log_p = jax.nn.log_softmax(logits)
+        return -jnp.take_along_axis(log_p, tokens[..., None], -1)[..., 0] / math.log(2)
+
+    def bits(state, text):
+        half = WINDOW // 2
+        every = np.lib.stride_tricks.sliding_window_view(symbols(text)[0], WINDOW)[::half]
+        found = [np.asarray(costs(state, part)) for part in np.array_split(every, len(every) // 32 + 1)]
+        rows = np.concatenate(found)
+        return float(np.concatenate([rows[0, :half], rows[:, half:].ravel()]).mean())
+
+    best: tuple[float, int, object] = (math.inf, 0, None)
+    state = None
+    with tempfile.TemporaryDirectory() as folder:
+        for part in range(1, NUM_PARTS + 1):
+            steps = options.steps * part // NUM_PARTS
+            state = jaxgen.fit(
+                transformer,
+                cfg,
+                dataset,
+                steps=steps,
+                batch_size=32,
+                key=jax.random.key(options.seed),
+                run_dir=Path(folder),
+                sample_every=0,
+                save_every=0,
+            )
+            found = bits(state, validation)
+            print(f"{steps} steps: {found:.4f} bits a letter of the validation text", flush=True)
+            best = min(best, (found, steps, state), key=lambda row: row[0])
+    _, steps, state = best
+    key = jax.random.key(options.seed)
+    longer = dataclasses.replace(cfg, shape=(options.length,))
+    draw = lambda state: transformer.sample(key, state, 1, longer, prefix=symbols(" "))
+    written = "".join(ALPHABET[letter] for letter in np.asarray(jax.jit(draw)(state)[0]))
+    return {
+        "order": "transformer",
+        "steps": steps,
+        "bits_per_letter": round(bits(state, test), 4),
+        "bits_per_letter_of_training": round(bits(state, train), 4),
+        "free_parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "longest_copied_run": longest_copy(written, train),
+        "sample": written,
+    }
+
+
 def main(options: Options) -> None:
     """Print a line and a sample for each order, and write them as JSON."""
     since = time.perf_counter()
@@ -116,12 +193,16 @@ def main(options: Options) -> None:
     for order in options.orders:
         rows.append(measure(options, order, **texts))
         print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
+    chains = len(rows)
+    if options.steps:
+        rows.append(measure_transformer(options, **texts))
+        print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     facts = {
         "text": options.text.name if options.text else "pydoc_data.topics",
         "alphabet": ALPHABET,
         "letters": {name: len(text) for name, text in texts.items()},
         "seed": options.seed,
-        "order_by_bic": min(rows, key=lambda row: row["bic"])["order"],
+        "order_by_bic": min(rows[:chains], key=lambda row: row["bic"])["order"],
     }
     result.save(options.results / "text.json", {**facts, "rows": rows}, since)
 

@@ -25,19 +25,21 @@ import optax
 from jax import Array
 
 from jaxgen import distributions, keys, values
+from jaxgen.arguments import checked
 from jaxgen.autoencoder.corruptions import Corruption, GaussianNoise, Masking, SaltAndPepper
 from jaxgen.autoencoder.networks import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder, with_first_bias
+from jaxgen.fields import Decay, PositiveInt
 from jaxgen.types import Batch, Metrics, observed
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(values.Value):
     """Hyperparameters of the autoencoder."""
 
-    shape: tuple[int, ...] = (8, 8, 1)
+    shape: tuple[PositiveInt, ...] = (8, 8, 1)
     """Shape of one example."""
-    num_latents: int = 16
+    num_latents: PositiveInt = 16
     """Dimensions of z."""
     encoder: DenseEncoder | ConvEncoder | nn.Module = DenseEncoder()
     """Network that takes x (B, *shape) and gives codes (B, num_latents)."""
@@ -47,7 +49,7 @@ class Config:
     """Squares or absolute values of the error, summed over an example."""
     corruption: GaussianNoise | Masking | SaltAndPepper | Corruption | None = None
     """Corruption of the encoder's input in training; with one this is a denoising autoencoder."""
-    decay: float = 0.99
+    decay: Decay = 0.99
     """Decay of the mean and covariance of the codes, from one step to the next."""
     optimizer: values.Optimizer = values.Adam(1e-3)
     """Optimizer of both networks."""
@@ -72,6 +74,7 @@ class State(NamedTuple):
     codes: Moments
 
 
+@checked
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state; `batch`, if given, sets the output bias of our decoders to the batch's mean.
 
@@ -89,12 +92,14 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     return State(jnp.zeros((), jnp.int32), step_key, params, opt_state, codes)
 
 
+@checked
 def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Metrics]:
     """Mean over the batch of the error of each reconstruction, summed over its entries."""
     value, (metrics, _) = _objective(params, batch, key, cfg)
     return value, metrics
 
 
+@checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One step on `batch["image"]` or `batch["x"]`, (B, *shape)."""
     key = jax.random.fold_in(state.key, state.step)
@@ -106,6 +111,7 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     return State(state.step + 1, state.key, params, opt_state, codes), metrics
 
 
+@checked
 def sample(key: Array, state: State, n: int, cfg: Config) -> Array:
     """n decoded draws, (n, *shape), of the Gaussian of the latest training codes."""
     mean, covariance = state.codes
@@ -115,11 +121,13 @@ def sample(key: Array, state: State, n: int, cfg: Config) -> Array:
     return decode(state, mean + jnp.matmul(noise, roots.T, precision="highest"), cfg)
 
 
+@checked
 def encode(state: State, x: Array, cfg: Config) -> Array:
     """Codes of data x (B, *shape), (B, num_latents)."""
     return _encode(state.params, x, cfg)
 
 
+@checked
 def decode(state: State, z: Array, cfg: Config) -> Array:
     """Data of codes z (B, num_latents), (B, *shape)."""
     return _decode(state.params, z, cfg)
@@ -135,11 +143,13 @@ def from_codes(state: State, codes: Array, cfg: Config) -> Array:
     return decode(state, codes, cfg)
 
 
+@checked
 def reconstruct(state: State, x: Array, cfg: Config) -> Array:
     """x encoded and decoded, (B, *shape): denoised, if the model was trained to and x is noisy."""
     return decode(state, encode(state, x, cfg), cfg)
 
 
+@checked
 def score(state: State, x: Array, cfg: Config) -> Array:
     """Minus the error of reconstructing x, summed over its entries, (B,): higher is more typical."""
     return -_error(reconstruct(state, x, cfg), x, cfg)

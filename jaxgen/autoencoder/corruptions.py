@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxgen.fields import FiniteFloat, Fraction, NonNegativeFloat
 from jaxgen.values import Value
 
 
@@ -21,7 +22,7 @@ class Corruption(Value):
 class GaussianNoise(Corruption):
     """Every entry gets independent normal noise."""
 
-    std: float = 0.3
+    std: NonNegativeFloat = 0.3
     """Standard deviation of the noise."""
 
     def __call__(self, key: Array, x: Array) -> Array:
@@ -33,9 +34,9 @@ class GaussianNoise(Corruption):
 class Masking(Corruption):
     """Random entries are replaced by one value."""
 
-    share: float = 0.3
+    share: Fraction = 0.3
     """Fraction of the entries that are replaced."""
-    value: float = -1.0
+    value: FiniteFloat = -1.0
     """What replaces them; -1 is black."""
 
     def __call__(self, key: Array, x: Array) -> Array:
@@ -47,7 +48,7 @@ class Masking(Corruption):
 class SaltAndPepper(Corruption):
     """Random entries become -1 or 1."""
 
-    share: float = 0.3
+    share: Fraction = 0.3
     """Fraction of the entries that are replaced, half of them by -1 and half by 1."""
 
     def __call__(self, key: Array, x: Array) -> Array:

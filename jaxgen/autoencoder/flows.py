@@ -25,6 +25,7 @@ from jax import Array
 
 from jaxgen import distributions, keys
 from jaxgen.autoencoder.posteriors import Gaussian, Posterior
+from jaxgen.fields import NonNegativeInt, PositiveInt
 from jaxgen.flow import bijectors
 from jaxgen.flow.spline import Autoregressive, Coupling, Layer
 from jaxgen.flow.transforms import Affine, RationalQuadratic, Transform
@@ -36,7 +37,7 @@ from jaxgen.values import Value
 class Steps(Value):
     """A flow of latents."""
 
-    num_layers: int = 4
+    num_layers: PositiveInt = 4
     """Steps."""
     layer: Autoregressive | Coupling | Layer = Autoregressive(MADE((256,)))
     """What the networks read: the variables before each, or half of them."""
@@ -58,7 +59,7 @@ class Steps(Value):
 class GivenSteps(Steps):
     """A flow of latents that is given a context."""
 
-    num_context: int = 64
+    num_context: NonNegativeInt = 64
     """Numbers that the encoder gives beside mean and scale; 0 for none."""
 
 

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from jaxgen.fields import PositiveInt
 from jaxgen.nn import conv
 
 Activation = Literal["relu", "tanh"]
@@ -22,11 +23,11 @@ Activation = Literal["relu", "tanh"]
 class DenseEncoder(nn.Module):
     """Fully connected layers."""
 
-    widths: tuple[int, ...] = (256, 256)
+    widths: tuple[PositiveInt, ...] = (256, 256)
     """Widths of the hidden layers; without any the encoder is linear."""
     activation: Activation = "relu"
     """Nonlinearity of the hidden layers."""
-    num_outputs: int | None = None
+    num_outputs: PositiveInt | None = None
     """Numbers that it gives for an example; filled in by the model."""
     dtype: str | None = None
     """Compute dtype; filled in by the model."""
@@ -40,11 +41,11 @@ class DenseEncoder(nn.Module):
 class DenseDecoder(nn.Module):
     """Fully connected layers."""
 
-    widths: tuple[int, ...] = (256, 256)
+    widths: tuple[PositiveInt, ...] = (256, 256)
     """Widths of the hidden layers, from the code on; without any the decoder is linear."""
     activation: Activation = "relu"
     """Nonlinearity of the hidden layers."""
-    shape: tuple[int, ...] | None = None
+    shape: tuple[PositiveInt, ...] | None = None
     """Shape of what it gives for an example; filled in by the model."""
     dtype: str | None = None
     """Compute dtype; filled in by the model."""
@@ -59,11 +60,11 @@ class DenseDecoder(nn.Module):
 class ConvEncoder(nn.Module):
     """4x4 convolutions of stride 2 and a dense layer; labels are constant channels of the input."""
 
-    channels: tuple[int, ...] = (32, 64)
+    channels: tuple[PositiveInt, ...] = (32, 64)
     """Channels of the convolutions, each of which halves height and width, rounding down."""
     activation: Activation = "relu"
     """Nonlinearity after the convolutions."""
-    num_outputs: int | None = None
+    num_outputs: PositiveInt | None = None
     """Numbers that it gives for an example; filled in by the model."""
     dtype: str | None = None
     """Compute dtype; filled in by the model."""
@@ -79,11 +80,11 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """A dense layer and 4x4 transposed convolutions of stride 2, through the sizes of a `ConvEncoder`."""
 
-    channels: tuple[int, ...] = (64, 32)
+    channels: tuple[PositiveInt, ...] = (64, 32)
     """Channels that the transposed convolutions take; the last one gives the data."""
     activation: Activation = "relu"
     """Nonlinearity before each transposed convolution."""
-    shape: tuple[int, ...] | None = None
+    shape: tuple[PositiveInt, ...] | None = None
     """Shape of what it gives for an example; filled in by the model."""
     dtype: str | None = None
     """Compute dtype; filled in by the model."""

@@ -15,6 +15,7 @@ from jax import Array
 from jaxgen import distributions
 from jaxgen.autoencoder import posteriors
 from jaxgen.autoencoder.posteriors import Posterior
+from jaxgen.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
 from jaxgen.types import Metrics
 from jaxgen.values import Value
 
@@ -73,7 +74,7 @@ class SampledKL(Divergence):
 class GeometricJS(Divergence):
     """Skew-geometric Jensen-Shannon divergence of Gaussians or log-normals (Deasy et al. 2020)."""
 
-    skew: float = 0.5
+    skew: Fraction = 0.5
     """0 is KL(q || p) and 1 is KL(p || q)."""
 
     def check(self, posterior: Posterior) -> None:
@@ -91,7 +92,7 @@ class GeometricJS(Divergence):
 class DualGeometricJS(GeometricJS):
     """The dual of `GeometricJS`, with each KL the other way round."""
 
-    skew: float = 0.5
+    skew: Fraction = 0.5
     """0 is KL(p || q) and 1 is KL(q || p)."""
 
     def __call__(self, posterior: Posterior, q: Any, rows: Rows) -> Array:
@@ -108,10 +109,6 @@ class Objective(Value):
 
     num_samples: int
 
-    def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise ValueError(f"a bound takes at least 1 draw of z, not {self.num_samples}")
-
     def check(self, posterior: Posterior) -> None:
         """Raises ValueError for a posterior that the objective cannot take."""
 
@@ -126,9 +123,9 @@ class Objective(Value):
 class ELBO(Objective):
     """The evidence lower bound E_q[log p(x | z)] - beta KL(q || p) (Kingma & Welling 2014)."""
 
-    beta: float = 1.0
+    beta: NonNegativeFloat = 1.0
     """Weight of the divergence; another than 1 is the beta-VAE (Higgins et al. 2017)."""
-    num_samples: int = 1
+    num_samples: PositiveInt = 1
     """Draws of z for each example, which are averaged."""
     divergence: KL | SampledKL | GeometricJS | DualGeometricJS | Divergence = KL()
     """What keeps q near the prior."""
@@ -155,9 +152,9 @@ class ELBO(Objective):
 class IWAE(Objective):
     """The importance-weighted bound E[log 1/K sum_k p(x, z_k) / q(z_k | x)] (Burda et al. 2016)."""
 
-    num_samples: int = 50
+    num_samples: PositiveInt = 50
     """Draws of z for each example, K."""
-    backward: int = 0
+    backward: NonNegativeInt = 0
     """Differentiate through so many of the draws, drawn again by their weights; 0 for all."""
 
     def check(self, posterior: Posterior) -> None:
@@ -187,7 +184,7 @@ class IWAE(Objective):
 class DReG(Objective):
     """The importance-weighted bound with the doubly reparameterised gradient (Tucker et al. 2019)."""
 
-    num_samples: int = 50
+    num_samples: PositiveInt = 50
     """Draws of z for each example, K."""
 
     def check(self, posterior: Posterior) -> None:

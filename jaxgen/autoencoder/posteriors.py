@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgen import distributions
+from jaxgen.fields import NonNegativeFloat, PositiveFloat, PositiveInt
 from jaxgen.values import Value
 
 
@@ -164,13 +165,13 @@ class Categorical(Posterior):
     They are trained through the Gumbel-Softmax (Jang et al. 2017; Maddison et al. 2017).
     """
 
-    num_categories: int = 10
+    num_categories: PositiveInt = 10
     """Categories of each variable."""
-    temperature: float = 1.0
+    temperature: PositiveFloat = 1.0
     """Temperature of the Gumbel-Softmax at the first step."""
-    temperature_decay: float = 3e-5
+    temperature_decay: NonNegativeFloat = 3e-5
     """The temperature falls by the factor exp(-temperature_decay) at every step."""
-    min_temperature: float = 0.5
+    min_temperature: PositiveFloat = 0.5
     """The temperature below which it does not fall."""
     straight_through: bool = False
     """Decode exact draws, with the gradient of the relaxed ones."""

@@ -36,29 +36,31 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxgen import distributions, keys, labels, values
-from jaxgen.autoencoder import likelihoods, objectives, posteriors
+from jaxgen import distributions, keys, labels, likelihoods, values
+from jaxgen.arguments import checked
+from jaxgen.autoencoder import objectives, posteriors
 from jaxgen.autoencoder.flows import Flow
-from jaxgen.autoencoder.likelihoods import Bernoulli, Likelihood, LogisticMixture
 from jaxgen.autoencoder.networks import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder, with_first_bias
 from jaxgen.autoencoder.objectives import ELBO, IWAE, DReG, Objective
 from jaxgen.autoencoder.posteriors import Categorical, LogNormal, Posterior
+from jaxgen.fields import NonNegativeInt, PositiveInt
 from jaxgen.labels import Label
+from jaxgen.likelihoods import Bernoulli, Likelihood, LogisticMixture
 from jaxgen.types import Batch, Metrics, observed
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(values.Value):
     """Hyperparameters of the variational autoencoder."""
 
-    shape: tuple[int, ...] = (8, 8, 1)
+    shape: tuple[PositiveInt, ...] = (8, 8, 1)
     """Shape of one example."""
-    num_classes: int = 0
+    num_classes: NonNegativeInt = 0
     """Number of labels of the data; 0 if they have none."""
-    levels: int = 256
+    levels: NonNegativeInt = 256
     """Values that a pixel of the data has, spread evenly over [-1, 1]; 0 for real numbers."""
-    num_latents: int = 16
+    num_latents: PositiveInt = 16
     """Dimensions of z, or its one-hot variables."""
     encoder: DenseEncoder | ConvEncoder | nn.Module = DenseEncoder()
     """Network of q(z | x): takes x (B, *shape), bits as 0 and 1, and one-hot labels if conditional, and gives
@@ -95,6 +97,7 @@ def measure(cfg: Config) -> str:
     return cfg.likelihood.measure
 
 
+@checked
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state; `batch`, if given, sets the output bias of our decoders to the batch's mean.
 
@@ -121,6 +124,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     return State(jnp.zeros((), jnp.int32), step_key, params, opt_state)
 
 
+@checked
 def loss(params: Any, batch: Batch, key: Array, cfg: Config, step: Array | int = 0) -> tuple[Array, Metrics]:
     """Mean over the batch of what is minimised, by default -E_q[log p(x | z)] + KL, in nats per example.
 
@@ -137,6 +141,7 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config, step: Array | int =
     return cfg.objective(objective_key, params, log_likelihood, posterior, q, rows)
 
 
+@checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One step on `batch["image"]` or `batch["x"]`, (B, *shape), `batch["label"]` (B,) if conditional."""
     key = jax.random.fold_in(state.key, state.step)
@@ -147,6 +152,7 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
+@checked
 def sample(key: Array, state: State, n: int, cfg: Config, label: Label = None, mean: bool = True) -> Array:
     """n decoded draws of the prior, (n, *shape): means of p(x | z), or with `mean=False` draws from it.
 
@@ -162,6 +168,7 @@ def sample(key: Array, state: State, n: int, cfg: Config, label: Label = None, m
     return _likelihood(cfg).sample(noise_key, state.params["likelihood"], output)
 
 
+@checked
 def elbo(key: Array, state: State, x: Array, cfg: Config, label: Label = None) -> Array:
     """E_q[log p(x | z)] - KL with one draw of z, a lower bound on log p(x) in nats, (B,).
 
@@ -178,6 +185,7 @@ def elbo(key: Array, state: State, x: Array, cfg: Config, label: Label = None) -
     return _log_likelihood(state.params, z, x, hot, cfg) - posterior.kl_at(q, z, log_q)
 
 
+@checked
 def iwae(
     key: Array, state: State, x: Array, cfg: Config, num_samples: int = 1000, label: Label = None
 ) -> Array:
@@ -200,6 +208,7 @@ def iwae(
     return jax.nn.logsumexp(bounds, 0) - jnp.log(cfg.num_classes)
 
 
+@checked
 def encode(state: State, x: Array, cfg: Config, label: Label = None) -> Array:
     """Posterior mean E_q[z | x] of data x (B, *shape), (B, num_latents).
 
@@ -211,12 +220,14 @@ def encode(state: State, x: Array, cfg: Config, label: Label = None) -> Array:
     return _latents(state.params, cfg).mean(q)
 
 
+@checked
 def decode(state: State, z: Array, cfg: Config, label: Label = None) -> Array:
     """E[x | z] in the space of the data, (B, *shape); z as `encode` gives it."""
     output = _output(state.params, z, _one_hot(label, len(z), cfg), cfg)
     return _likelihood(cfg).mean(state.params["likelihood"], output)
 
 
+@checked
 def reconstruct(state: State, x: Array, cfg: Config, label: Label = None) -> Array:
     """x decoded from its posterior mean, (B, *shape)."""
     return decode(state, encode(state, x, cfg, label), cfg, label)

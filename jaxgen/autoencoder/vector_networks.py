@@ -5,19 +5,20 @@ from jax import Array
 
 from jaxgen.autoencoder import networks
 from jaxgen.autoencoder.networks import Activation
+from jaxgen.fields import NonNegativeInt, PositiveInt
 from jaxgen.nn import conv
 
 
 class DenseEncoder(nn.Module):
     """Fully connected layers: (B, *shape) -> (B, num_positions, num_outputs)."""
 
-    num_positions: int = 8
+    num_positions: PositiveInt = 8
     """Codes that an example becomes."""
-    widths: tuple[int, ...] = (256, 256)
+    widths: tuple[PositiveInt, ...] = (256, 256)
     """Widths of the hidden layers; without any the encoder is linear."""
     activation: Activation = "relu"
     """Nonlinearity of the hidden layers."""
-    num_outputs: int | None = None
+    num_outputs: PositiveInt | None = None
     """Dimensions of a code; filled in by the model."""
     dtype: str | None = None
     """Compute dtype; filled in by the model."""
@@ -32,13 +33,13 @@ class DenseEncoder(nn.Module):
 class ResidualEncoder(nn.Module):
     """4x4 convolutions of stride 2, then residual blocks: (B, H, W, C) -> (B, h, w, num_outputs)."""
 
-    channels: tuple[int, ...] = (32, 64)
+    channels: tuple[PositiveInt, ...] = (32, 64)
     """Channels of the convolutions, each of which halves height and width, rounding down."""
-    num_blocks: int = 2
+    num_blocks: NonNegativeInt = 2
     """Residual blocks on the smallest map."""
-    block_channels: int = 32
+    block_channels: PositiveInt = 32
     """Channels inside a residual block."""
-    num_outputs: int | None = None
+    num_outputs: PositiveInt | None = None
     """Dimensions of a code; filled in by the model."""
     dtype: str | None = None
     """Compute dtype; filled in by the model."""
@@ -56,13 +57,13 @@ class ResidualEncoder(nn.Module):
 class ResidualDecoder(nn.Module):
     """Residual blocks, then 4x4 transposed convolutions of stride 2: (B, h, w, D) -> (B, H, W, C)."""
 
-    channels: tuple[int, ...] = (64, 32)
+    channels: tuple[PositiveInt, ...] = (64, 32)
     """Channels that the transposed convolutions take; the last one gives the data."""
-    num_blocks: int = 2
+    num_blocks: NonNegativeInt = 2
     """Residual blocks on the smallest map."""
-    block_channels: int = 32
+    block_channels: PositiveInt = 32
     """Channels inside a residual block."""
-    shape: tuple[int, ...] | None = None
+    shape: tuple[PositiveInt, ...] | None = None
     """Shape of what it gives for an example; filled in by the model."""
     dtype: str | None = None
     """Compute dtype; filled in by the model."""

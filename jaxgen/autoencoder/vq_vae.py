@@ -32,33 +32,35 @@ import optax
 from jax import Array, lax
 
 from jaxgen import keys, values
+from jaxgen.arguments import checked
 from jaxgen.autoencoder.networks import DenseDecoder
 from jaxgen.autoencoder.vector_networks import DenseEncoder, ResidualDecoder, ResidualEncoder
+from jaxgen.fields import Decay, NonNegativeFloat, PositiveInt
 from jaxgen.types import Batch, Metrics, observed
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(values.Value):
     """Hyperparameters of the VQ-VAE."""
 
-    shape: tuple[int, ...] = (8, 8, 1)
+    shape: tuple[PositiveInt, ...] = (8, 8, 1)
     """Shape of one example."""
-    num_codes: int = 64
+    num_codes: PositiveInt = 64
     """Vectors in the codebook, K."""
-    code_size: int = 16
+    code_size: PositiveInt = 16
     """Dimensions of each."""
     encoder: DenseEncoder | ResidualEncoder | nn.Module = DenseEncoder()
     """Network that takes x (B, *shape) and gives z (B, *positions, code_size): a few positions, or a map."""
     decoder: DenseDecoder | ResidualDecoder | nn.Module = DenseDecoder()
     """Network that takes vectors (B, *positions, code_size) and gives data (B, *shape)."""
-    commitment: float = 0.25
+    commitment: NonNegativeFloat = 0.25
     """Weight of the encoder's distance to its vectors, beta."""
-    decay: float = 0.99
+    decay: Decay = 0.99
     """Decay of counts and sums from one step to the next, gamma."""
-    epsilon: float = 1e-5
+    epsilon: NonNegativeFloat = 1e-5
     """What smooths the counts."""
-    revive_below: float = 0.05
+    revive_below: NonNegativeFloat = 0.05
     """A vector with less than this fraction of the mean count is put elsewhere; 0 leaves all in place."""
     optimizer: values.Optimizer = values.Adam(1e-3)
     """Optimizer of both networks."""
@@ -78,6 +80,7 @@ class State(NamedTuple):
     frequencies: Array  # (positions, K), of each code at each position
 
 
+@checked
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state; `batch`, if given, puts the codebook onto random encodings of it.
 
@@ -108,6 +111,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     )
 
 
+@checked
 def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Metrics]:
     """Mean squared error plus commitment. `key` is unused; the codebook's gradient is zero."""
     del key
@@ -115,6 +119,7 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Met
     return value, metrics
 
 
+@checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One step on `batch["image"]` or `batch["x"]`, (B, *shape): Adam, then the moving averages."""
     key = jax.random.fold_in(state.key, state.step)
@@ -145,6 +150,7 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     }
 
 
+@checked
 def sample(key: Array, state: State, n: int, cfg: Config) -> Array:
     """n decoded draws, (n, *shape), of codes independent at each position, with their frequencies."""
     logits = jnp.log(state.frequencies)
@@ -152,11 +158,13 @@ def sample(key: Array, state: State, n: int, cfg: Config) -> Array:
     return decode(state, indices.reshape(n, *positions(cfg)), cfg)
 
 
+@checked
 def encode(state: State, x: Array, cfg: Config) -> Array:
     """Codes of data x (B, *shape): int32 (B, num_positions), or (B, h, w) from convolutions."""
     return nearest(to_codes(state, x, cfg), state.params["codebook"])
 
 
+@checked
 def decode(state: State, indices: Array, cfg: Config) -> Array:
     """Data of codes as `encode` gives them, (B, *shape)."""
     return _decode(state.params, state.params["codebook"][indices], cfg)
@@ -172,6 +180,7 @@ def from_codes(state: State, codes: Array, cfg: Config) -> Array:
     return decode(state, nearest(codes, state.params["codebook"]), cfg)
 
 
+@checked
 def reconstruct(state: State, x: Array, cfg: Config) -> Array:
     """x encoded and decoded, (B, *shape)."""
     return decode(state, encode(state, x, cfg), cfg)

@@ -16,6 +16,7 @@ from jax import Array
 from jaxgen import moments, values
 from jaxgen.classical import documents, gaussians
 from jaxgen.classical.gaussians import matmul
+from jaxgen.fields import FiniteFloat, NonNegativeFloat, PositiveInt
 from jaxgen.moments import Moments
 
 Arrays = dict[str, Array]
@@ -25,7 +26,7 @@ Arrays = dict[str, Array]
 class Gaussian(values.Value):
     """A normal number. Classes without examples have a standard normal one."""
 
-    variance_smoothing: float = 1e-9
+    variance_smoothing: NonNegativeFloat = 1e-9
     """Added to every variance, in units of the largest variance of a column."""
 
     name = "gaussian"
@@ -95,7 +96,7 @@ class _Counted(values.Value):
 class Bernoulli(_Counted):
     """A bit: whether the value is above a threshold."""
 
-    threshold: float = 0.0
+    threshold: FiniteFloat = 0.0
     """A larger value is a set bit."""
 
     name = "bernoulli"
@@ -127,7 +128,7 @@ class Bernoulli(_Counted):
 class Multinomial(_Counted):
     """Counts of words: all columns of this law share the words of a document."""
 
-    num_levels: int = 16
+    num_levels: PositiveInt = 16
     """Words that a white pixel of a picture counts for; a black one has none."""
 
     name = "multinomial"
@@ -162,7 +163,7 @@ class Multinomial(_Counted):
 class Categorical(_Counted):
     """A category, 0, 1, ..."""
 
-    num_categories: int = 2
+    num_categories: PositiveInt = 2
     """Categories of the column."""
 
     name = "categorical"

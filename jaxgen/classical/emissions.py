@@ -14,6 +14,7 @@ from jax import Array
 
 from jaxgen import values
 from jaxgen.classical import gaussians, gmm
+from jaxgen.fields import NonNegativeFloat, PositiveInt
 from jaxgen.moments import Moments
 from jaxgen.types import Batch, observed
 
@@ -22,9 +23,9 @@ from jaxgen.types import Batch, observed
 class Symbols(values.Value):
     """Each state emits symbols 0, 1, ... of an alphabet; the parameters are rows of probabilities (K, S)."""
 
-    num_symbols: int | None = None
+    num_symbols: PositiveInt | None = None
     """Size of the alphabet; by default that of the data, see `hmm.from_data`."""
-    prior: float = 0.0
+    prior: NonNegativeFloat = 0.0
     """Pseudo-counts a sequence for every symbol in every state."""
 
     measure = "symbols"
@@ -34,7 +35,10 @@ class Symbols(values.Value):
     def size(self) -> int:
         """The size of the alphabet. Raises ValueError if it is not known."""
         if not self.num_symbols:
-            raise ValueError("the size of the alphabet is not known: give Symbols(num_symbols)")
+            raise ValueError(
+                "the size of the alphabet is not known: give Symbols(num_symbols) for tokens,"
+                " or Gaussians() for vectors over time"
+            )
         return self.num_symbols
 
     def sequences(self, batch: Batch) -> Array:
@@ -89,11 +93,11 @@ class Mixtures(NamedTuple):
 class Gaussians(values.Value):
     """Each state emits vectors of a mixture of Gaussians; the parameters are `Mixtures`."""
 
-    num_components: int = 1
+    num_components: PositiveInt = 1
     """Gaussians in the mixture of each state."""
     covariance: Literal["full", "diagonal"] = "full"
     """Form of their covariances."""
-    regularization: float = 1e-3
+    regularization: NonNegativeFloat = 1e-3
     """Added to the variances, in squared units of the data."""
 
     measure = "density"

@@ -23,8 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxgen import moments
+from jaxgen import labels, moments, values
+from jaxgen.arguments import checked
 from jaxgen.classical import documents, gaussians
+from jaxgen.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
 from jaxgen.moments import Moments
 from jaxgen.types import Batch, Metrics, observed
 
@@ -34,18 +36,18 @@ CHUNK = 2048
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(values.Value):
     """Hyperparameters of Gaussian discriminant analysis."""
 
-    shape: tuple[int, ...] = (2,)
+    shape: tuple[PositiveInt, ...] = (2,)
     """Shape of one example; flattened to D numbers."""
-    num_classes: int = 2
+    num_classes: NonNegativeInt = 2
     """Number of classes; labels start at 0."""
     covariance: Literal["shared", "per_class"] = "shared"
     """One covariance for all classes, with linear boundaries, or one per class, with quadratic ones."""
-    shrinkage: float = 1e-3
+    shrinkage: Fraction = 1e-3
     """Fraction in [0, 1] of the covariance that is replaced by the identity times its mean variance."""
-    regularization: float = 1e-6
+    regularization: NonNegativeFloat = 1e-6
     """Number added to the variances, in squared units of the data, which classes of few examples need."""
     ddof: Literal["ml", "unbiased"] = "ml"
     """Divide sums of squares by the number of examples, or by that minus the number of means."""
@@ -78,26 +80,26 @@ class State(NamedTuple):
     moments: Moments  # of each class, from all batches so far
 
 
+@checked
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A state that has seen no data: equal weights, zero means, unit covariances. `batch` is not used.
 
-    Raises ValueError for data without classes, and for a shrinkage outside [0, 1].
+    Raises ValueError for data without classes.
     """
     if cfg.num_classes < 1:
         raise ValueError("Gaussian discriminant analysis needs labels: num_classes must be at least 1")
-    if not 0 <= cfg.shrinkage <= 1:
-        raise ValueError(f"shrinkage must be in [0, 1], not {cfg.shrinkage}")
     found = gaussians.no_moments(cfg.num_classes, cfg.num_dims, cfg.kind)
     return State(jnp.zeros((), jnp.int32), jnp.copy(key), _params(found, cfg), found)
 
 
+@checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """Merges `batch["image"]` or `batch["x"]`, (B, *shape), with `batch["label"]` (B,).
 
     Rows with a label outside 0..num_classes - 1 are left out. The metrics "nll", of p(x), and "accuracy" are
     computed before the step, so during the first pass they are those of unseen data.
     """
-    x, label = _flat(observed(batch)), batch["label"]
+    x, label = _flat(observed(batch)), jnp.asarray(labels.of_batch(batch, cfg.num_classes))
     log_joint = _log_joint(x, state.params, cfg)
     known = (label >= 0) & (label < cfg.num_classes)
     right = (log_joint.argmax(1) == label).sum()
@@ -131,6 +133,7 @@ def fit(x: Any, label: Any, cfg: Config) -> State:
     return state
 
 
+@checked
 def sample(key: Array, state: State, n: int, cfg: Config, label: Array | int | None = None) -> Array:
     """n draws, (n, *shape), of the `label` given, one for all or (n,), else of classes by their weight."""
     weights, means, covariances = state.params
@@ -147,11 +150,13 @@ def measure(cfg: Config) -> str:
     return "density"
 
 
+@checked
 def log_prob(state: State, x: Array, cfg: Config) -> Array:
     """Exact log p(x) = log sum_c p(x, c) of x (B, *shape) in nats, (B,)."""
     return jax.nn.logsumexp(_log_joint(_flat(x), state.params, cfg), 1)
 
 
+@checked
 def classify(state: State, x: Array, cfg: Config) -> Array:
     """log p(c | x) of x (B, *shape), (B, num_classes); -inf for a class without examples."""
     return jax.nn.log_softmax(_log_joint(_flat(x), state.params, cfg), 1)

@@ -21,8 +21,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxgen import values
+from jaxgen.arguments import checked
 from jaxgen.classical import documents, gaussians
 from jaxgen.classical.gaussians import Gaussians, matmul
+from jaxgen.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
 from jaxgen.moments import Covariance, Moments
 from jaxgen.types import Batch, Metrics, observed
 
@@ -32,26 +35,26 @@ CHUNK = 2048
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(values.Value):
     """Hyperparameters of the Gaussian mixture."""
 
-    shape: tuple[int, ...] = (2,)
+    shape: tuple[PositiveInt, ...] = (2,)
     """Shape of one example; flattened to D numbers."""
-    num_components: int = 8
+    num_components: PositiveInt = 8
     """Gaussians in the mixture."""
     covariance: Covariance = "full"
     """Covariance of each component: unrestricted, one shared by all, axis-aligned, or a multiple of I."""
-    regularization: float = 1e-3
+    regularization: NonNegativeFloat = 1e-3
     """Number added to the variances, in squared units of the data, so that no component collapses."""
-    max_steps: int = 200
+    max_steps: NonNegativeInt = 200
     """Maximum number of EM steps of `fit`."""
-    tolerance: float = 1e-4
+    tolerance: NonNegativeFloat = 1e-4
     """`fit` stops when a step raises the mean log-likelihood by less than this, in nats; 0 never stops it."""
-    num_restarts: int = 1
+    num_restarts: PositiveInt = 1
     """Number of initialisations that `fit` runs at once; the result of highest likelihood is kept."""
-    kmeans_steps: int = 5
+    kmeans_steps: NonNegativeInt = 5
     """Steps of k-means between k-means++ and EM."""
-    stepwise_power: float = 0.7
+    stepwise_power: Fraction = 0.7
     """`train_step` gives the moments of step t the weight (t + 1)^-power, in (0.5, 1]; 0 forgets the past."""
 
     @property
@@ -76,6 +79,7 @@ class State(NamedTuple):
     moments: Moments  # averaged over the steps so far; the weights are shares of the data
 
 
+@checked
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state: moments of the k-means clusters of `batch`, or random means and unit covariances."""
     seed_key, step_key = jax.random.split(key)
@@ -89,6 +93,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     return State(jnp.zeros((), jnp.int32), step_key, params, moments)
 
 
+@checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One EM step on `batch["x"]` or `batch["image"]`, (B, *shape); "nll" is that before the step."""
     moments, log_density = _expectation(_flat(observed(batch)), state.params, cfg)
@@ -123,6 +128,7 @@ def fit(x: Any, cfg: Config, params: Params | None = None, key: Array | None = N
     return state
 
 
+@checked
 def sample(key: Array, state: State, n: int, cfg: Config) -> Array:
     """n draws, (n, *shape)."""
     weights, means, covariances = state.params
@@ -137,6 +143,7 @@ def measure(cfg: Config) -> str:
     return "density"
 
 
+@checked
 def log_prob(state: State, x: Array, cfg: Config) -> Array:
     """Exact log p(x) of x (B, *shape) in nats, (B,)."""
     return jax.nn.logsumexp(_log_joint(_flat(x), state.params, cfg), 1)
@@ -187,7 +194,8 @@ def _fit(x, cfg, params, key):
 
         def unfinished(carry):
             _, current, previous, steps = carry
-            return (steps < cfg.max_steps) & ((steps < 2) | (current - previous >= cfg.tolerance))
+            gains = (steps < 2) | (current - previous >= cfg.tolerance) | (cfg.tolerance == 0)
+            return (steps < cfg.max_steps) & gains
 
         low = jnp.full((), -jnp.inf, x.dtype)
         params_, _, _, steps = jax.lax.while_loop(unfinished, body, (start, low, low, jnp.int32(0)))
@@ -246,7 +254,8 @@ def _expectation(x, params, cfg):
     count = (len(x) - 1) // CHUNK  # whole ones; the rest is never empty
     whole = count * CHUNK
     chunks = x[:whole].reshape(count, CHUNK, x.shape[1])
-    zero = gaussians.no_moments(cfg.num_components, cfg.num_dims, cfg.covariance, x.dtype)
+    dtype = jnp.result_type(x, params.means)
+    zero = gaussians.no_moments(cfg.num_components, cfg.num_dims, cfg.covariance, dtype)
     sums, log_density = jax.lax.scan(accumulate, zero, chunks)
     sums, rest = accumulate(sums, x[whole:])
     sums = jax.tree.map(lambda a: a / len(x), sums)

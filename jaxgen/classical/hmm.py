@@ -20,35 +20,40 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxgen import values
+from jaxgen.arguments import checked
 from jaxgen.classical.emissions import Gaussians, Symbols, normalised
 from jaxgen.classical.forward_backward import forward as forward
 from jaxgen.classical.forward_backward import forward_associative as forward_associative
 from jaxgen.classical.forward_backward import posterior_sample as posterior_sample
 from jaxgen.classical.forward_backward import smooth as smooth
 from jaxgen.classical.forward_backward import viterbi as viterbi
+from jaxgen.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
 from jaxgen.types import Batch, Metrics
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(values.Value):
     """Hyperparameters of the hidden Markov model."""
 
-    shape: tuple[int, ...] = (16,)
+    any_length = True
+    """Sequences may be longer or shorter than `shape` says, which is the length of samples."""
+    shape: tuple[PositiveInt, ...] = (16,)
     """Shape of one sequence: (T,) symbols, or (T, D) vectors."""
-    num_states: int = 4
+    num_states: PositiveInt = 4
     """Hidden states."""
     emission: Symbols | Gaussians = Symbols()
     """What a state emits, a symbol or a vector; or a Value of one's own with the same methods."""
     left_to_right: bool = False
     """Start in the first state, and move only to the same or the next."""
-    transition_prior: float = 0.0
+    transition_prior: NonNegativeFloat = 0.0
     """Pseudo-counts a sequence for every possible start and move."""
-    max_steps: int = 100
+    max_steps: NonNegativeInt = 100
     """Most EM steps of `fit`."""
-    tolerance: float = 1e-4
-    """`fit` stops when a step gains less than this in mean log-likelihood, nats a sequence."""
-    stepwise_power: float = 0.7
+    tolerance: NonNegativeFloat = 1e-4
+    """`fit` stops when a step raises the mean log-likelihood by less than this, in nats; 0 never stops it."""
+    stepwise_power: Fraction = 0.7
     """`train_step` gives the counts of step t the weight (t + 1)^-power, in (0.5, 1]; 0 forgets the past."""
 
 
@@ -85,6 +90,7 @@ def from_data(dataset: Any, cfg: Config) -> Config:
     return dataclasses.replace(cfg, emission=dataclasses.replace(cfg.emission, num_symbols=num_symbols))
 
 
+@checked
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state: random rows, and Gaussians at the k-means clusters of the frames of `batch`.
 
@@ -105,6 +111,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     return State(jnp.zeros((), jnp.int32), step_key, params, _zero_counts(params, cfg))
 
 
+@checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One Baum-Welch step on "tokens" (B, T) or "x" (B, T, D) and "mask", if there is one.
 
@@ -144,6 +151,7 @@ def fit(
     return state
 
 
+@checked
 def sample(key: Array, state: State, n: int, cfg: Config) -> Array:
     """n sequences of cfg.shape[0] steps, (n, *shape)."""
     path_key, emission_key = jax.random.split(key)
@@ -171,6 +179,7 @@ def measure(cfg: Config) -> str:
     return cfg.emission.measure
 
 
+@checked
 def log_prob(state: State, x: Array, cfg: Config, mask: Array | None = None) -> Array:
     """Exact log p(x) of sequences x, (B, T) or (B, T, D), in nats, (B,)."""
     return forward(*_log_moves(state.params), _tables(state.params, x, cfg), mask)[0]
@@ -203,7 +212,8 @@ def _fit(x, mask, params, key, cfg):
 
     def unfinished(carry):
         _, _, current, previous, steps = carry
-        return (steps < cfg.max_steps) & ((steps < 2) | (current - previous >= cfg.tolerance))
+        gains = (steps < 2) | (current - previous >= cfg.tolerance) | (cfg.tolerance == 0)
+        return (steps < cfg.max_steps) & gains
 
     low = jnp.full((), -jnp.inf, start.initial.dtype)
     carry = start, _zero_counts(start, cfg), low, low, jnp.int32(0)

@@ -30,7 +30,9 @@ from jax import Array
 from jax.scipy.special import digamma, gammaln
 
 from jaxgen import values
+from jaxgen.arguments import checked
 from jaxgen.classical import documents
+from jaxgen.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from jaxgen.types import Batch, Metrics, observed
 
 CHUNK = 32
@@ -44,38 +46,38 @@ FLOOR = 1e-30
 class Online(values.Value):
     """Online variational Bayes: step t = 1, 2, ... moves the topics by the share (tau0 + t)^-kappa."""
 
-    num_documents: int | None = None
+    num_documents: PositiveInt | None = None
     """Documents in the whole corpus, D, which a batch stands for; by default those of the training data."""
-    delay: float = 10.0
+    delay: NonNegativeFloat = 10.0
     """tau0, which makes the first steps smaller."""
-    decay: float = 0.7
+    decay: Fraction = 0.7
     """kappa, in (0.5, 1]; 0 forgets the past."""
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(values.Value):
     """Hyperparameters of latent Dirichlet allocation."""
 
-    shape: tuple[int, ...] = (25,)
+    shape: tuple[PositiveInt, ...] = (25,)
     """(W,) words in the vocabulary, or the shape of a picture, whose pixels are words."""
-    num_topics: int = 10
+    num_topics: PositiveInt = 10
     """Topics in the mixture."""
-    mixture_prior: float = 0.1
+    mixture_prior: PositiveFloat = 0.1
     """alpha, the Dirichlet prior of a document's topics: the smaller, the fewer topics in a document."""
-    word_prior: float = 0.1
+    word_prior: PositiveFloat = 0.1
     """eta, the Dirichlet prior of a topic's words: the smaller, the fewer words in a topic."""
-    num_levels: int = 16
+    num_levels: PositiveInt = 16
     """Words that a white pixel counts for where documents are pictures; a black one has none."""
     online: Online = Online()
     """How `train_step` weighs its batches."""
-    max_inner_steps: int = 100
+    max_inner_steps: PositiveInt = 100
     """Most updates of a document's gamma."""
-    inner_tolerance: float = 1e-3
+    inner_tolerance: NonNegativeFloat = 1e-3
     """A document is done when an update changes its gamma by less than this, on average over topics."""
-    max_steps: int = 100
+    max_steps: NonNegativeInt = 100
     """Most passes of `fit` over the corpus."""
-    tolerance: float = 1e-4
+    tolerance: NonNegativeFloat = 1e-4
     """`fit` stops when a pass gains less than this in the bound, nats a word; 0 for all the passes."""
 
     @property
@@ -105,6 +107,7 @@ def from_data(dataset: Any, cfg: Config) -> Config:
     return dataclasses.replace(cfg, online=dataclasses.replace(cfg.online, num_documents=len(dataset)))
 
 
+@checked
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """Topics near the uniform law; documents as long as those of `batch`, or of one word a place.
 
@@ -120,6 +123,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     return State(jnp.zeros((), jnp.int32), step_key, Params(topics), length)
 
 
+@checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One step of online variational Bayes on `batch["x"]` (B, W), or `batch["image"]` (B, *shape).
 
@@ -159,6 +163,7 @@ def fit(x: Any, cfg: Config, topics: Array | None = None, key: Array | None = No
     return _fit(docs, topics, jax.random.key(0) if key is None else key, cfg)
 
 
+@checked
 def sample(key: Array, state: State, n: int, cfg: Config) -> Array:
     """n documents, (n, *shape), of the mean topics: counts of words, or pictures."""
     mixture_key, word_key = jax.random.split(key)
@@ -174,6 +179,7 @@ def measure(cfg: Config) -> str:
     return "counts"
 
 
+@checked
 def elbo(key: Array | None, state: State, x: Any, cfg: Config) -> Array:
     """Lower bound on the log-probability of the words of documents x in their order, in nats, (B,).
 
@@ -182,17 +188,20 @@ def elbo(key: Array | None, state: State, x: Any, cfg: Config) -> Array:
     return _infer(_expected_words(state.params.topics), _counts(x, cfg), cfg)[2]
 
 
+@checked
 def encode(state: State, x: Any, cfg: Config) -> Array:
     """E[theta] of documents x under their variational posterior, (B, K)."""
     gamma = _infer(_expected_words(state.params.topics), _counts(x, cfg), cfg)[0]
     return gamma / gamma.sum(1, keepdims=True)
 
 
+@checked
 def decode(state: State, z: Array, cfg: Config) -> Array:
     """Expected counts, as pictures if they are, of documents of mean length with theta z, (B, *shape)."""
     return _expected(state, z, state.length, cfg)
 
 
+@checked
 def reconstruct(state: State, x: Any, cfg: Config) -> Array:
     """Expected counts, as pictures if they are, of documents x from E[theta], (B, *shape)."""
     docs = _counts(x, cfg)

@@ -25,25 +25,30 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxgen import values
+from jaxgen.arguments import checked
+from jaxgen.fields import NonNegativeFloat, NonNegativeInt, PositiveInt
 from jaxgen.types import Batch, Metrics
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(values.Value):
     """Hyperparameters of the Markov chain."""
 
-    shape: tuple[int, ...] = (16,)
+    any_length = True
+    """Sequences may be longer or shorter than `shape` says, which is the length of samples."""
+    shape: tuple[PositiveInt, ...] = (16,)
     """Shape of one sequence: (T,) symbols."""
-    num_symbols: int | None = None
+    num_symbols: PositiveInt | None = None
     """Size of the alphabet; by default that of the training data."""
-    order: int = 1
+    order: NonNegativeInt = 1
     """Number of previous symbols that the next one depends on; 0 for independent symbols."""
-    smoothing: float = 1.0
+    smoothing: NonNegativeFloat = 1.0
     """Pseudo-counts for each symbol in each context; 0 for maximum likelihood."""
     backoff: bool = False
     """Distribute the pseudo-counts by the chain of the next lower order instead of uniformly."""
-    max_rows: int = 2**20
+    max_rows: PositiveInt = 2**20
     """Maximum number of rows of a table of counts; more contexts than that share rows."""
 
     @property
@@ -74,6 +79,7 @@ def from_data(dataset: Any, cfg: Config) -> Config:
     return dataclasses.replace(cfg, num_symbols=int(np.max(dataset[:]["tokens"])) + 1)
 
 
+@checked
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A chain without any counts. Raises ValueError if the number of symbols is not known."""
     del batch
@@ -81,6 +87,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     return State(jnp.zeros((), jnp.int32), key, tuple(tables))
 
 
+@checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """Adds the counts of "tokens" (B, T), where "mask" is True if the batch has one.
 
@@ -113,6 +120,7 @@ def fit(x: Any, cfg: Config, mask: Any = None) -> State:
     return state._replace(step=state.step + 1, params=_count(state.params, x, mask, cfg))
 
 
+@checked
 def sample(
     key: Array, state: State, n: int, cfg: Config, length: int | None = None, prompt: Any = ()
 ) -> Array:
@@ -129,6 +137,7 @@ def sample(
     return jax.lax.scan(draw, context, keys)[1].T
 
 
+@checked
 def log_prob(state: State, x: Array, cfg: Config, mask: Array | None = None) -> Array:
     """Exact log p(x) of sequences x (B, T) in nats, (B,); -inf where a symbol is not in the alphabet."""
     law = predict(state, _contexts(x, cfg), cfg)

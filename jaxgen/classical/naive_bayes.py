@@ -27,23 +27,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxgen import labels, values
+from jaxgen.arguments import checked
 from jaxgen.classical import documents, gda
 from jaxgen.classical.columns import Bernoulli, Categorical, Gaussian, Law, Multinomial
+from jaxgen.fields import NonNegativeInt, PositiveFloat, PositiveInt
 from jaxgen.types import Batch, Metrics, observed
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(values.Value):
     """Hyperparameters of naive Bayes."""
 
-    shape: tuple[int, ...] = (2,)
+    shape: tuple[PositiveInt, ...] = (2,)
     """Shape of one example; flattened to D columns."""
-    num_classes: int = 2
+    num_classes: NonNegativeInt = 2
     """Classes; labels run from 0."""
     columns: Gaussian | Bernoulli | Multinomial | Categorical | tuple[Law, ...] = Gaussian()
     """Law of every column, or a tuple with the law of each."""
-    smoothing: float = 1.0
+    smoothing: PositiveFloat = 1.0
     """Pseudo-count of every bit, word and category, above 0."""
 
     @property
@@ -74,6 +77,7 @@ class State(NamedTuple):
     counts: Counts  # of all batches so far
 
 
+@checked
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A state that has seen no data: standard normals and uniform laws. `batch` is not used.
 
@@ -84,13 +88,14 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     return State(jnp.zeros((), jnp.int32), jnp.copy(key), _params(counts, cfg), counts)
 
 
+@checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """Adds `batch["image"]` or `batch["x"]`, (B, *shape), with `batch["label"]` (B,).
 
     Rows with a label outside 0..num_classes - 1 are left out. "nll", of p(x), and "accuracy" are those before
     the step, so on data not seen yet during the first pass.
     """
-    x, label = observed(batch), batch["label"]
+    x, label = observed(batch), jnp.asarray(labels.of_batch(batch, cfg.num_classes))
     log_joint = _log_joint(x, state.params, cfg)
     known = (label >= 0) & (label < cfg.num_classes)
     metrics = {
@@ -118,6 +123,7 @@ def fit(x: Any, label: Any, cfg: Config) -> State:
     return _fit(x, label, cfg)
 
 
+@checked
 def sample(key: Array, state: State, n: int, cfg: Config, label: Array | int | None = None) -> Array:
     """n draws, (n, *shape), of the `label` given, one for all or (n,), else of classes by their weight."""
     groups = _groups(cfg)
@@ -139,11 +145,13 @@ def measure(cfg: Config) -> str:
     return measures.pop() if len(measures) == 1 else "density" if "density" in measures else "symbols"
 
 
+@checked
 def log_prob(state: State, x: Array, cfg: Config) -> Array:
     """Exact log p(x) = log sum_c p(x, c) of x (B, *shape) in nats, (B,); of words given their number."""
     return jax.nn.logsumexp(_log_joint(x, state.params, cfg), 1)
 
 
+@checked
 def classify(state: State, x: Array, cfg: Config) -> Array:
     """log p(c | x) of x (B, *shape), (B, num_classes); -inf for a class without examples."""
     return jax.nn.log_softmax(_log_joint(x, state.params, cfg), 1)
@@ -222,8 +230,6 @@ def _no_counts(cfg, dtype):
 def _check(cfg):
     if cfg.num_classes < 1:
         raise ValueError("naive Bayes needs labels: num_classes must be at least 1")
-    if cfg.smoothing <= 0:
-        raise ValueError("smoothing must be above 0, or what was never seen is impossible")
     if isinstance(cfg.columns, tuple) and len(cfg.columns) != cfg.num_dims:
         raise ValueError(f"columns has {len(cfg.columns)} laws for {cfg.num_dims} columns")
 

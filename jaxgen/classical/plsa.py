@@ -26,7 +26,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxgen import values
+from jaxgen.arguments import checked
 from jaxgen.classical import documents
+from jaxgen.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
 from jaxgen.types import Batch, Metrics, observed
 
 CHUNK = 512
@@ -38,24 +41,24 @@ COOLING = 0.9
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(values.Value):
     """Hyperparameters of probabilistic latent semantic analysis."""
 
-    shape: tuple[int, ...] = (25,)
+    shape: tuple[PositiveInt, ...] = (25,)
     """(W,) words in the vocabulary, or the shape of a picture, whose pixels are words."""
-    num_topics: int = 10
+    num_topics: PositiveInt = 10
     """Topics in the mixture."""
-    num_levels: int = 16
+    num_levels: PositiveInt = 16
     """Words that a white pixel counts for where documents are pictures; a black one has none."""
-    fold_steps: int = 30
+    fold_steps: PositiveInt = 30
     """EM steps that fit p(k | d) to a new document, the topics fixed."""
-    max_steps: int = 200
+    max_steps: NonNegativeInt = 200
     """Most EM steps of `fit`."""
-    tolerance: float = 1e-5
+    tolerance: NonNegativeFloat = 1e-5
     """`fit` stops when a step gains less than this in log-likelihood, nats a word; 0 for all the steps."""
-    stepwise_power: float = 0.7
+    stepwise_power: Fraction = 0.7
     """`train_step` gives the counts of step t the weight (t + 2)^-power, in (0.5, 1]; 0 forgets the past."""
-    num_kept: int = 256
+    num_kept: PositiveInt = 256
     """Training documents whose p(k | d) are remembered for `sample`."""
 
     @property
@@ -80,6 +83,7 @@ class State(NamedTuple):
     length: Array  # () words in a document, on average
 
 
+@checked
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """Topics and mixtures drawn uniformly; documents as long as those of `batch`, or of one word a place."""
     topics_key, mixtures_key, step_key = jax.random.split(key, 3)
@@ -92,6 +96,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     return State(jnp.zeros((), jnp.int32), step_key, Params(topics), counts, mixtures, length)
 
 
+@checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One stepwise EM step on documents `batch["x"]` (B, W), or `batch["image"]` (B, *shape).
 
@@ -146,6 +151,7 @@ def fit(
     return _fit(docs, other, topics, jax.random.key(0) if key is None else key, cfg)
 
 
+@checked
 def sample(key: Array, state: State, n: int, cfg: Config) -> Array:
     """n documents, (n, *shape), with the topics of remembered ones: counts of words, or pictures."""
     document_key, word_key = jax.random.split(key)
@@ -154,16 +160,19 @@ def sample(key: Array, state: State, n: int, cfg: Config) -> Array:
     return documents.picture_of(words, cfg.shape, cfg.num_levels).reshape(n, *cfg.shape)
 
 
+@checked
 def encode(state: State, x: Any, cfg: Config) -> Array:
     """p(k | d) of documents x folded in, (B, K); equal shares where there are no words."""
     return _fold_in(state.params.topics, _counts(x, cfg), cfg)
 
 
+@checked
 def decode(state: State, z: Array, cfg: Config) -> Array:
     """Expected counts, as pictures if they are, of documents of mean length with p(k | d) z, (B, *shape)."""
     return _expected(state, z, state.length, cfg)
 
 
+@checked
 def reconstruct(state: State, x: Any, cfg: Config) -> Array:
     """Expected counts, as pictures if they are, of documents x folded in, (B, *shape)."""
     docs = _counts(x, cfg)

@@ -21,17 +21,19 @@ import optax
 from jax import Array
 
 from jaxgen import values
+from jaxgen.arguments import checked
+from jaxgen.fields import PositiveInt
 from jaxgen.types import Batch, Metrics, observed
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(values.Value):
     """Hyperparameters of probabilistic PCA."""
 
-    shape: tuple[int, ...] = (8, 8, 1)
+    shape: tuple[PositiveInt, ...] = (8, 8, 1)
     """Shape of one example, which is flattened to D numbers."""
-    num_latents: int = 10
+    num_latents: PositiveInt = 10
     """Dimensions of z, fewer than D."""
     optimizer: values.Optimizer = values.Adam(1e-2)
     """How the parameters climb the likelihood."""
@@ -59,6 +61,7 @@ class State(NamedTuple):
     opt_state: Any
 
 
+@checked
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state; `batch`, if given, sets the mean to the batch's.
 
@@ -77,6 +80,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     )
 
 
+@checked
 def loss(params: Params, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Metrics]:
     """Mean negative log-likelihood in nats per example. `key` is unused: nothing is sampled."""
     del key, cfg
@@ -84,6 +88,7 @@ def loss(params: Params, batch: Batch, key: Array, cfg: Config) -> tuple[Array, 
     return nll, {"nll": nll, "noise_std": jnp.exp(params.log_scale)}
 
 
+@checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One step on `batch["image"]` or `batch["x"]`, (B, *shape)."""
     key = jax.random.fold_in(state.key, state.step)
@@ -95,6 +100,7 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
+@checked
 def sample(key: Array, state: State, n: int, cfg: Config) -> Array:
     """n draws from p(x), (n, *shape)."""
     latent_key, noise_key = jax.random.split(key)
@@ -108,12 +114,14 @@ def measure(cfg: Config) -> str:
     return "density"
 
 
+@checked
 def log_prob(state: State, x: Array, cfg: Config) -> Array:
     """Exact log p(x) in nats, (B,)."""
     del cfg
     return _log_density(state.params, _flat(x))
 
 
+@checked
 def encode(state: State, x: Array, cfg: Config) -> Array:
     """Posterior mean E[z | x], (B, num_latents)."""
     weight, mean, log_scale = state.params
@@ -121,6 +129,7 @@ def encode(state: State, x: Array, cfg: Config) -> Array:
     return jnp.linalg.solve(precision, weight.T @ (_flat(x) - mean).T).T
 
 
+@checked
 def decode(state: State, z: Array, cfg: Config) -> Array:
     """E[x | z], (B, *shape)."""
     return (z @ state.params.weight.T + state.params.mean).reshape(-1, *cfg.shape)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.data import arrays, catalogue, folders, images, stacked
+from jaxgen.data import arrays, catalogue, folders, images, sound, stacked
 from jaxgen.data.dataset import DataError, Dataset, NoSplit, StreamedDataset, check_split, read, take
 
 WHOLE_LIMIT = 2**30
@@ -48,8 +48,9 @@ def load(
     """A data set by name.
 
     Args:
-        name: one of `names()`; "folder:PATH", "npz:PATH" or "idx:PATH"; a name of the tensorflow-datasets
-            catalogue, such as "mnist" or "cycle_gan/horse2zebra"; or "stacked_mnist", which is made of MNIST.
+        name: one of `names()`; "folder:PATH", "npz:PATH", "idx:PATH" or "sounds:PATH"; a name of the
+            tensorflow-datasets catalogue, such as "mnist" or "cycle_gan/horse2zebra"; or "stacked_mnist",
+            which is made of MNIST.
         split: "train", "test" or another split; "validation", a fixed tenth of the training split, and
             "train-validation", the rest of it (where there is a validation split, that one, and all of the
             training split); or a slice of a split, such as "train[:50000]" or "test[90%:]".
@@ -112,6 +113,8 @@ def _own_split(
         return arrays.npz(where, split)
     if kind == "idx" and path:
         return arrays.idx(where, split)
+    if kind == "sounds" and path:
+        return sound.sounds(where, split)
     found = catalogue.load(name, split, data_dir, image_size)
     if found is None:
         raise _unknown(name)
@@ -153,10 +156,10 @@ def _read_whole(streamed: StreamedDataset) -> Dataset:
 
 def _unknown(name: str) -> DataError:
     shown = {known: known for known in [*names(), "stacked_mnist", *catalogue.names()]}
-    shown |= {kind: f"{kind}:PATH" for kind in ("folder", "npz", "idx")}
+    shown |= {kind: f"{kind}:PATH" for kind in ("folder", "npz", "idx", "sounds")}
     near = [shown[match] for match in difflib.get_close_matches(name.partition(":")[0], shown)]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return DataError(
         f"unknown data set {name!r}: {hint}Built in are {', '.join(names())}; others are folder:PATH, "
-        "npz:PATH, idx:PATH and the names of the tensorflow-datasets catalogue"
+        "npz:PATH, idx:PATH, sounds:PATH and the names of the tensorflow-datasets catalogue"
     )

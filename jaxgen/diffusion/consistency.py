@@ -33,9 +33,11 @@ import optax
 from jax import Array
 
 from jaxgen import distributions, keys, values
+from jaxgen.arguments import checked
 from jaxgen.diffusion import edm, guidance, networks, scan, schedules
 from jaxgen.diffusion.curricula import Distillation, Doubling, Fixed, LogNormal, Root, Training, Uniform
 from jaxgen.diffusion.processes import spread
+from jaxgen.fields import Decay, NonNegativeFloat, PositiveFloat
 from jaxgen.labels import Label
 from jaxgen.types import Batch, Metrics, observed
 
@@ -47,13 +49,13 @@ class Config(networks.Config):
 
     objective: Training | Distillation = Training()
     """What neighbours are learned from."""
-    data_std: float | None = None
+    data_std: PositiveFloat | None = None
     """Standard deviation of the data; by default `from_data` measures it, and 0.5 is taken until it has."""
-    smallest_level: float = 0.002
+    smallest_level: PositiveFloat = 0.002
     """Noise level at which a sample is taken for data."""
-    largest_level: float = 80.0
+    largest_level: PositiveFloat = 80.0
     """Noise level from which one call makes data."""
-    exponent: float = 7.0
+    exponent: PositiveFloat = 7.0
     """Levels are equal steps of their root of this order: the higher, the more small ones."""
     curriculum: Doubling | Root | Fixed | values.Value = Doubling()
     """How the intervals between levels grow in number."""
@@ -61,9 +63,9 @@ class Config(networks.Config):
     """How often the levels are met in training."""
     weights: Literal["inverse", "uniform"] = "inverse"
     """Weight of a pair: one over the difference of its levels, or one."""
-    huber_scale: float = 0.00054
+    huber_scale: NonNegativeFloat = 0.00054
     """c over the root of the dimensions; the larger, the more the distance is a squared one, over 2 c."""
-    target_decay: float = 0.0
+    target_decay: Decay = 0.0
     """Decay of the averaged parameters of the target at the first number of levels, nearer to 1 with more; 0
     for the parameters being trained."""
 
@@ -86,6 +88,7 @@ def from_data(dataset: Any, cfg: Config) -> Config:
     return dataclasses.replace(cfg, data_std=std)
 
 
+@checked
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state, its teacher as untrained as itself (see `distil`); `batch` is not used.
 
@@ -133,6 +136,7 @@ def draw_index(key: Array, n: int, intervals: Array | int, cfg: Config) -> Array
     return distribution(key, n, intervals, *ends, cfg.exponent)
 
 
+@checked
 def loss(
     params: Any,
     batch: Batch,
@@ -177,6 +181,7 @@ def loss(
     return value, {"loss": value, "mse": (square / y[0].size).mean()}
 
 
+@checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One step on `batch["image"]` or `batch["x"]`, (B, *shape), `batch["label"]` (B,) if conditional."""
     key = jax.random.fold_in(state.key, state.step)
@@ -198,6 +203,7 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     return state._replace(step=state.step + 1, **after), metrics
 
 
+@checked
 def sample(
     key: Array,
     state: State,

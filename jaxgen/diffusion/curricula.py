@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgen import values
+from jaxgen.fields import FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Training(values.Value):
 
     has_teacher: ClassVar[bool] = False
 
-    embedding_scale: float = 10.0
+    embedding_scale: PositiveFloat = 10.0
     """The network is told c_noise times this: the larger, the better it can tell levels apart."""
 
 
@@ -26,18 +27,18 @@ class Distillation(values.Value):
     """Learn from the flow of a teacher, which `distil` puts into the state: neighbours lie on its path."""
 
     has_teacher: ClassVar[bool] = True
-    embedding_scale: ClassVar[float] = 1000.0  # what the teacher's network was told
+    embedding_scale: ClassVar[PositiveFloat] = 1000.0  # what the teacher's network was told
 
 
 @dataclasses.dataclass(frozen=True)
 class Doubling(values.Value):
     """The intervals between levels double in number, in stages of equal length (Song & Dhariwal 2024)."""
 
-    first: int = 10
+    first: PositiveInt = 10
     """Intervals between levels at first."""
-    last: int = 1280
+    last: PositiveInt = 1280
     """Intervals between levels in the end."""
-    steps: int = 10_000
+    steps: PositiveInt = 10_000
     """Training steps the curriculum takes, usually all of the run."""
 
     def __post_init__(self) -> None:
@@ -54,11 +55,11 @@ class Doubling(values.Value):
 class Root(values.Value):
     """The intervals between levels grow in number as the root of time (Song et al. 2023)."""
 
-    first: int = 1
+    first: PositiveInt = 1
     """Intervals between levels at first."""
-    last: int = 150
+    last: PositiveInt = 150
     """Intervals between levels in the end."""
-    steps: int = 10_000
+    steps: PositiveInt = 10_000
     """Training steps the curriculum takes, usually all of the run."""
 
     def __post_init__(self) -> None:
@@ -75,7 +76,7 @@ class Root(values.Value):
 class Fixed(values.Value):
     """The intervals between levels stay as many, as the first paper distils."""
 
-    intervals: int = 17
+    intervals: PositiveInt = 17
     """Intervals between levels."""
 
     def __post_init__(self) -> None:
@@ -100,9 +101,9 @@ class Fixed(values.Value):
 class LogNormal(values.Value):
     """Levels are met as often as those of a log-normal distribution (Song & Dhariwal 2024)."""
 
-    mean: float = -1.1
+    mean: FiniteFloat = -1.1
     """Mean of the logarithm of the level."""
-    std: float = 2.0
+    std: NonNegativeFloat = 2.0
     """Standard deviation of the logarithm of the level."""
 
     def __call__(

@@ -29,11 +29,13 @@ import optax
 from jax import Array
 
 from jaxgen import distributions, keys, values
+from jaxgen.arguments import checked
 from jaxgen.diffusion import bound, networks, processes, samplers, scan, schedules
 from jaxgen.diffusion.guidance import drawn, dropped, guided, labels
 from jaxgen.diffusion.objectives import Bound, Hybrid, Simple
 from jaxgen.diffusion.samplers import DDIM, DDPM, DPMSolverPP, Heun
 from jaxgen.diffusion.schedules import Cosine, Linear, Quadratic, Sigmoid
+from jaxgen.fields import Fraction, NonNegativeInt, PositiveInt
 from jaxgen.labels import Label
 from jaxgen.types import Batch, Metrics, observed
 
@@ -46,11 +48,11 @@ SCORE_TIMES = 10
 class Config(networks.Config):
     """Hyperparameters of the diffusion model, beside those of `networks`."""
 
-    levels: int = 256
+    levels: NonNegativeInt = 256
     """Values of a pixel, spread over [-1, 1], whose probability `elbo` bounds; 0 for real numbers."""
-    label_dropout: float = 0.1
+    label_dropout: Fraction = 0.1
     """Share of training examples whose label is withheld from a conditional model."""
-    num_steps: int = 1000
+    num_steps: PositiveInt = 1000
     """Steps T from data to noise."""
     schedule: Linear | Quadratic | Cosine | Sigmoid | values.Value = Linear()
     """How the noise grows."""
@@ -85,6 +87,7 @@ def process(cfg: Config) -> processes.Gaussian:
     return processes.gaussian(schedules.zero_terminal_snr(betas) if cfg.zero_terminal_snr else betas)
 
 
+@checked
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state; `batch` is not used.
 
@@ -99,6 +102,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     return State(jnp.zeros((), jnp.int32), step_key, params, opt_state, ema)
 
 
+@checked
 def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Metrics]:
     """Mean over the batch of what is minimised: squared error a dimension, the bound in bits a dimension.
 
@@ -130,6 +134,7 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Met
     return value, {"loss": value, "mse": mse.mean(), **metrics}
 
 
+@checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One step on `batch["image"]` or `batch["x"]`, (B, *shape), `batch["label"]` (B,) if conditional."""
     key = jax.random.fold_in(state.key, state.step)
@@ -142,6 +147,7 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     return State(state.step + 1, state.key, params, opt_state, ema), metrics
 
 
+@checked
 def sample(
     key: Array,
     state: State,
@@ -206,6 +212,7 @@ def measure(cfg: Config) -> str:
     return "levels" if cfg.levels else "density"
 
 
+@checked
 def elbo(
     key: Array, state: State, x: Array, cfg: Config, label: Label = None, num_terms: int | None = None
 ) -> Array:
@@ -242,6 +249,7 @@ def vlb_terms(key: Array, state: State, x: Array, cfg: Config, label: Label = No
     return jnp.concatenate([terms, bound.prior_term(process(cfg), x)[None]])
 
 
+@checked
 def score(state: State, x: Array, cfg: Config) -> Array:
     """How well noise is told from x: minus its squared error a dimension over several levels, (B,).
 

@@ -24,10 +24,12 @@ import optax
 from jax import Array
 
 from jaxgen import distributions, keys, values
+from jaxgen.arguments import checked
 from jaxgen.diffusion import networks, samplers, scan, schedules
 from jaxgen.diffusion.guidance import drawn, dropped, guided
 from jaxgen.diffusion.level_samplers import Ancestral, Heun
 from jaxgen.diffusion.processes import spread
+from jaxgen.fields import FiniteFloat, Fraction, NonNegativeFloat, PositiveFloat
 from jaxgen.labels import Label
 from jaxgen.types import Batch, Metrics, observed
 
@@ -46,19 +48,19 @@ SCORE_LEVELS = (0.1, 0.2, 0.4, 0.8)
 class Config(networks.Config):
     """Hyperparameters of EDM, beside those of `networks`."""
 
-    label_dropout: float = 0.1
+    label_dropout: Fraction = 0.1
     """Share of training examples whose label is withheld from a conditional model."""
-    data_std: float | None = None
+    data_std: PositiveFloat | None = None
     """Standard deviation of the data; by default `from_data` measures it, and 0.5 is taken until it has."""
-    log_level_mean: float = -1.2
+    log_level_mean: FiniteFloat = -1.2
     """Mean of the logarithm of the training noise level."""
-    log_level_std: float = 1.2
+    log_level_std: NonNegativeFloat = 1.2
     """Standard deviation of the logarithm of the training noise level."""
-    smallest_level: float = 0.002
+    smallest_level: PositiveFloat = 0.002
     """Last noise level of the sampler before none."""
-    largest_level: float = 80.0
+    largest_level: PositiveFloat = 80.0
     """First noise level of the sampler."""
-    exponent: float = 7.0
+    exponent: PositiveFloat = 7.0
     """Levels of the sampler are equal steps of their root of this order: the higher, the more small ones."""
     sampler: Heun | Ancestral | values.Value = Heun()
     """How `sample` draws where it is not told."""
@@ -87,6 +89,7 @@ def from_data(dataset: Any, cfg: Config) -> Config:
     return dataclasses.replace(cfg, data_std=float(f"{std:.3g}"))
 
 
+@checked
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state; `batch` is not used. Raises ValueError for a shape the network cannot take."""
     del batch
@@ -109,6 +112,7 @@ def data_std(cfg: Any) -> float:
     return DATA_STD if cfg.data_std is None else cfg.data_std
 
 
+@checked
 def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Metrics]:
     """Mean over the batch of the weighted squared error a dimension, which is 1 for F = 0 at data of std
     `data_std`; `batch["label"]` (B,) is needed if conditional.
@@ -124,6 +128,7 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Met
     return value, {"loss": value, "mse": mse.mean()}
 
 
+@checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One step on `batch["image"]` or `batch["x"]`, (B, *shape), `batch["label"]` (B,) if conditional."""
     key = jax.random.fold_in(state.key, state.step)
@@ -136,6 +141,7 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     return State(state.step + 1, state.key, params, opt_state, ema), metrics
 
 
+@checked
 def sample(
     key: Array,
     state: State,
@@ -182,6 +188,7 @@ def denoiser(
     return guided(lambda x, level, label: _denoise(state.ema, x, level, label, cfg), label, guidance, cfg)
 
 
+@checked
 def score(state: State, x: Array, cfg: Config) -> Array:
     """How well noise is told from x: minus the weighted squared error over several levels, (B,).
 

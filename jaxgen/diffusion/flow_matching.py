@@ -22,10 +22,12 @@ import optax
 from jax import Array
 
 from jaxgen import distributions, keys, values
+from jaxgen.arguments import checked
 from jaxgen.diffusion import bound, networks, ode, scan
 from jaxgen.diffusion.guidance import drawn, dropped, guided, labels
 from jaxgen.diffusion.ode import RK4, Euler, Heun, Midpoint
 from jaxgen.diffusion.processes import spread
+from jaxgen.fields import Fraction, NonNegativeInt, PositiveFloat
 from jaxgen.labels import Label
 from jaxgen.types import Batch, Metrics, observed
 
@@ -46,7 +48,7 @@ class Independent(values.Value):
 class Optimal(values.Value):
     """Noise and data are paired by optimal transport within a batch."""
 
-    entropy: float = 0.02
+    entropy: PositiveFloat = 0.02
     """How far the transport plan is softened, as a share of the mean squared distance."""
 
     def __call__(self, key: Array, x: Array, noise: Array) -> Array:
@@ -59,9 +61,9 @@ class Optimal(values.Value):
 class Config(networks.Config):
     """Hyperparameters of flow matching, beside those of `networks`."""
 
-    levels: int = 256
+    levels: NonNegativeInt = 256
     """Values of a pixel, spread over [-1, 1], dequantised by noise one level wide; 0 for real numbers."""
-    label_dropout: float = 0.1
+    label_dropout: Fraction = 0.1
     """Share of training examples whose label is withheld from a conditional model."""
     coupling: Independent | Optimal | values.Value = Independent()
     """How a batch pairs noise with data."""
@@ -81,6 +83,7 @@ class State(NamedTuple):
     ema: Any  # averaged parameters
 
 
+@checked
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state; `batch` is not used. Raises ValueError for a shape the network cannot take."""
     del batch
@@ -91,6 +94,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     return State(jnp.zeros((), jnp.int32), step_key, params, opt_state, ema)
 
 
+@checked
 def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Metrics]:
     """Mean over the batch of the squared error of the velocity a dimension.
 
@@ -143,6 +147,7 @@ def transport(key: Array, x: Array, noise: Array, entropy: float) -> Array:
     return jax.random.categorical(key, logits, axis=-1)
 
 
+@checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One step on `batch["image"]` or `batch["x"]`, (B, *shape); see `loss` for what else it may hold."""
     key = jax.random.fold_in(state.key, state.step)
@@ -154,6 +159,7 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     return State(state.step + 1, state.key, params, opt_state, ema), metrics
 
 
+@checked
 def sample(
     key: Array,
     state: State,
@@ -235,6 +241,7 @@ def measure(cfg: Config) -> str:
     return "density"
 
 
+@checked
 def log_prob(
     state: State,
     x: Array,

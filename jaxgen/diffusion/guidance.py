@@ -47,12 +47,7 @@ def of_batch(batch: Batch, cfg: Any) -> Array | None:
 
 
 def dropped(key: Array, batch: Batch, cfg: Any) -> Array | None:
-    """As `of_batch`, with that for none in place of a share `cfg.label_dropout` of them.
-
-    Raises ValueError also for a share that is none.
-    """
-    if not 0 <= cfg.label_dropout <= 1:
-        raise ValueError(f"label_dropout must be between 0 and 1, got {cfg.label_dropout}")
+    """As `of_batch`, with that for none in place of a share `cfg.label_dropout` of them."""
     label = of_batch(batch, cfg)
     if label is None:
         return None

@@ -31,21 +31,23 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgen import keys, types
+from jaxgen import keys, types, values
+from jaxgen.arguments import checked
 from jaxgen.autoencoder import ae, vae, vq_vae
 from jaxgen.diffusion import ddpm, networks
+from jaxgen.fields import NonNegativeInt, PositiveInt
 from jaxgen.labels import Label
 from jaxgen.types import Batch, Metrics, observed
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(values.Value):
     """A first stage, and the diffusion of its codes."""
 
-    shape: tuple[int, ...] = (8, 8, 1)
+    shape: tuple[PositiveInt, ...] = (8, 8, 1)
     """Shape of one example."""
-    num_classes: int = 0
+    num_classes: NonNegativeInt = 0
     """Number of labels of the data; 0 if they have none."""
     first: vae.Config | ae.Config | vq_vae.Config | Any = vae.Config()
     """The first stage: the Config of a family with `to_codes` and `from_codes`, whose shape is filled in."""
@@ -107,6 +109,7 @@ def code_shape(cfg: Config) -> tuple[int, ...]:
     return jax.eval_shape(codes).shape[1:]
 
 
+@checked
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A state around a fresh first stage; `batch`, if given, initialises that and sets the scale.
 
@@ -127,6 +130,7 @@ def around(key: Array, first: Any, cfg: Config, batch: Batch | None = None) -> S
     return state if batch is None else state._replace(scale=1 / encode(state, observed(batch), cfg).std())
 
 
+@checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One step of `ddpm` on the codes of `batch["image"]` or `batch["x"]`, (B, *shape).
 
@@ -142,6 +146,7 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     return State(*after, state.first, state.scale), metrics
 
 
+@checked
 def sample(key: Array, state: State, n: int, cfg: Config, label: Label = None, **options: Any) -> Array:
     """n draws, (n, *shape): codes drawn as `ddpm.sample` does, by its options, and decoded."""
     return decode(state, ddpm.sample(key, ddpm_state(state), n, prior(cfg), label, **options), cfg)
@@ -156,16 +161,19 @@ def trajectory(key: Array, state: State, n: int, cfg: Config, label: Label = Non
     return jax.lax.map(lambda codes: decode(state, codes, cfg), path)
 
 
+@checked
 def encode(state: State, x: Array, cfg: Config) -> Array:
     """Scaled codes of data x (B, *shape), (B, *code_shape)."""
     return state.scale * family_of(cfg.first).to_codes(state.first, x, first_config(cfg))
 
 
+@checked
 def decode(state: State, z: Array, cfg: Config) -> Array:
     """Data of codes z as `encode` gives them, (B, *shape)."""
     return family_of(cfg.first).from_codes(state.first, z / state.scale, first_config(cfg))
 
 
+@checked
 def reconstruct(state: State, x: Array, cfg: Config) -> Array:
     """x encoded and decoded, (B, *shape): no sample can be better than this."""
     return decode(state, encode(state, x, cfg), cfg)

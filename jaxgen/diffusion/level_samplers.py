@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from jaxgen.diffusion import scan
+from jaxgen.fields import NonNegativeFloat, PositiveInt
 
 
 @scan.Sampler
@@ -105,9 +106,9 @@ def euler_ancestral(
 class Heun(scan.Steps):
     """Heun's method, of second order (Karras et al. 2022)."""
 
-    steps: int = 18
+    steps: PositiveInt = 18
     """Noise levels; the network is called twice at each, and once at the last."""
-    churn: float = 0.0
+    churn: NonNegativeFloat = 0.0
     """Noise that is added before each step, as in `edm_heun`."""
 
     def __call__(self, denoise: scan.Model, x: Array, sigmas: Any, key: Array) -> scan.Path:
@@ -120,9 +121,9 @@ class Heun(scan.Steps):
 class Ancestral(scan.Steps):
     """Euler steps with noise added back, or without it plain Euler steps."""
 
-    steps: int = 35
+    steps: PositiveInt = 35
     """Noise levels, and calls of the network."""
-    eta: float = 1.0
+    eta: NonNegativeFloat = 1.0
     """Noise that is added back, as a share of the posterior's; 0 is Euler's method."""
 
     def __call__(self, denoise: scan.Model, x: Array, sigmas: Any, key: Array) -> scan.Path:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgen import labels, values
+from jaxgen.fields import Decay, NonNegativeInt, PositiveInt
 from jaxgen.nn import dit, embed, patches, unet
 
 
@@ -26,25 +27,25 @@ class UNet(nn.Module):
     work, at some cost in detail (Luhman & Luhman 2022).
     """
 
-    width: int = 32
+    width: PositiveInt = 32
     """Channels at full size."""
-    multipliers: tuple[int, ...] = (1, 2)
+    multipliers: tuple[PositiveInt, ...] = (1, 2)
     """Times width, the channels at full size, at half, ...; odd sizes are padded inside."""
-    num_blocks: int = 1
+    num_blocks: PositiveInt = 1
     """Residual blocks at each size on the way down, one more on the way up."""
-    attention_sizes: tuple[int, ...] = ()
+    attention_sizes: tuple[PositiveInt, ...] = ()
     """Heights of the feature maps with self-attention; the smallest map has it once anyway."""
-    num_heads: int = 1
+    num_heads: PositiveInt = 1
     """Heads of the attention."""
-    num_groups: int = 8
+    num_groups: PositiveInt = 8
     """Groups of the normalization."""
-    patch: int = 1
+    patch: PositiveInt = 1
     """Side of the squares of pixels that are taken as one position."""
-    dropout: float = 0.0
+    dropout: Decay = 0.0
     """Share of the hidden features dropped in training."""
-    num_outputs: int | None = None
+    num_outputs: PositiveInt | None = None
     """Numbers for each of x; filled in by the model."""
-    num_labels: int | None = None
+    num_labels: NonNegativeInt | None = None
     """Rows of the class embedding, 0 for none; filled in by the model."""
     dtype: str | None = None
     """Compute dtype; filled in by the model."""
@@ -74,19 +75,19 @@ class UNet(nn.Module):
 class Transformer(nn.Module):
     """The diffusion transformer, `nn.dit.DiT`, for images."""
 
-    patch: int = 1
+    patch: PositiveInt = 1
     """Side of the squares of pixels that are tokens."""
-    width: int = 32
+    width: PositiveInt = 32
     """Channels of a token."""
-    depth: int = 6
+    depth: PositiveInt = 6
     """Blocks of attention and a fully connected network."""
-    num_heads: int = 1
+    num_heads: PositiveInt = 1
     """Heads of the attention."""
-    dropout: float = 0.0
+    dropout: Decay = 0.0
     """Share of the hidden features dropped in training."""
-    num_outputs: int | None = None
+    num_outputs: PositiveInt | None = None
     """Numbers for each of x; filled in by the model."""
-    num_labels: int | None = None
+    num_labels: NonNegativeInt | None = None
     """Rows of the class embedding, 0 for none; filled in by the model."""
     dtype: str | None = None
     """Compute dtype; filled in by the model."""
@@ -109,13 +110,13 @@ class Transformer(nn.Module):
 class MLP(nn.Module):
     """Fully connected, for data of any shape; 0 at first."""
 
-    widths: tuple[int, ...] = (128, 128, 128)
+    widths: tuple[PositiveInt, ...] = (128, 128, 128)
     """Widths of the hidden layers."""
-    dropout: float = 0.0
+    dropout: Decay = 0.0
     """Share of the hidden features dropped in training."""
-    num_outputs: int | None = None
+    num_outputs: PositiveInt | None = None
     """Numbers for each of x; filled in by the model."""
-    num_labels: int | None = None
+    num_labels: NonNegativeInt | None = None
     """Rows of the class embedding, 0 for none; filled in by the model."""
     dtype: str | None = None
     """Compute dtype; filled in by the model."""
@@ -138,12 +139,12 @@ class MLP(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(values.Value):
     """What the Configs of all diffusion models have: data, network, optimizer, average."""
 
-    shape: tuple[int, ...] = (8, 8, 1)
+    shape: tuple[PositiveInt, ...] = (8, 8, 1)
     """Shape of one example."""
-    num_classes: int = 0
+    num_classes: NonNegativeInt = 0
     """Number of labels of the data; 0 if they have none."""
     conditional: bool = False
     """Give the label to the network."""

@@ -10,6 +10,7 @@ from jax import Array
 
 from jaxgen import values
 from jaxgen.diffusion import processes
+from jaxgen.fields import NonNegativeFloat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Simple(values.Value):
 
     teaches_variance: ClassVar[bool] = False
 
-    min_snr: float = 0.0
+    min_snr: NonNegativeFloat = 0.0
     """Weigh errors of x_0 by min(SNR, this) in place of the target's own weight (Hang et al. 2023); 0 does
     not."""
 
@@ -53,7 +54,7 @@ class Hybrid(Simple):
 
     teaches_variance: ClassVar[bool] = True
 
-    weight: float = 1e-3
+    weight: NonNegativeFloat = 1e-3
     """Weight of the bound, in bits a dimension."""
 
     def __call__(

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxgen.diffusion import scan
+from jaxgen.fields import PositiveInt
 
 Velocity = Callable[[Array, Array], Array]
 
@@ -82,7 +83,7 @@ class Euler(Solver):
 
     method: ClassVar[str] = "euler"
 
-    steps: int = 50
+    steps: PositiveInt = 50
     """Steps from noise to data, with one call of the network each."""
 
 
@@ -92,7 +93,7 @@ class Midpoint(Solver):
 
     method: ClassVar[str] = "midpoint"
 
-    steps: int = 50
+    steps: PositiveInt = 50
     """Steps from noise to data, with two calls of the network each."""
 
 
@@ -102,7 +103,7 @@ class Heun(Solver):
 
     method: ClassVar[str] = "heun"
 
-    steps: int = 50
+    steps: PositiveInt = 50
     """Steps from noise to data, with two calls of the network each."""
 
 
@@ -112,7 +113,7 @@ class RK4(Solver):
 
     method: ClassVar[str] = "rk4"
 
-    steps: int = 50
+    steps: PositiveInt = 50
     """Steps from noise to data, with four calls of the network each."""
 
 

@@ -34,6 +34,7 @@ from jaxgen.diffusion.process_samplers import (
 )
 from jaxgen.diffusion.processes import Gaussian
 from jaxgen.diffusion.scan import Model, Path
+from jaxgen.fields import NonNegativeFloat, PositiveInt
 
 __all__ = [
     "DDIM",
@@ -58,9 +59,9 @@ __all__ = [
 class DDIM(scan.Steps):
     """Denoising diffusion implicit models (Song, Meng & Ermon 2021)."""
 
-    steps: int = 50
+    steps: PositiveInt = 50
     """Calls of the network; as many as the process has steps, where these are fewer."""
-    eta: float = 0.0
+    eta: NonNegativeFloat = 0.0
     """Noise that a step adds, as a share of what ancestral sampling adds; 0 is deterministic."""
 
     def __call__(
@@ -89,7 +90,7 @@ class DDIM(scan.Steps):
 class DDPM(scan.Steps):
     """Ancestral sampling (Ho, Jain & Abbeel 2020)."""
 
-    steps: int = 1000
+    steps: PositiveInt = 1000
     """Calls of the network; as many as the process has steps, where these are fewer."""
 
     def __call__(
@@ -112,7 +113,7 @@ class DDPM(scan.Steps):
 class DPMSolverPP(scan.Steps):
     """DPM-Solver++ (2M), of second order (Lu et al. 2022)."""
 
-    steps: int = 20
+    steps: PositiveInt = 20
     """Calls of the network; as many as the process has steps, where these are fewer."""
 
     def __call__(
@@ -136,7 +137,7 @@ class DPMSolverPP(scan.Steps):
 class Heun(scan.Steps):
     """Heun's method, of second order (Karras et al. 2022)."""
 
-    steps: int = 49
+    steps: PositiveInt = 49
     """Calls of the network, two at each time and one at the last; the process has at least as many steps."""
 
     def __call__(

@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxgen import values
+from jaxgen.fields import PositiveInt
 
 Model = Callable[[Array, Array], Any]
 """model(x, t) of a batch and its times (B,)."""
@@ -105,11 +106,8 @@ class Sampler(Generic[P]):
 class Steps(values.Value):
     """What the samplers that a Config holds have in common."""
 
-    steps: int = 50
+    steps: PositiveInt = 50
     """Steps from noise to data."""
-
-    def __post_init__(self) -> None:
-        check_steps(self.steps)
 
 
 def check_steps(steps: int) -> None:

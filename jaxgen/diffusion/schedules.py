@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxgen import values
+from jaxgen.fields import FiniteFloat, NonNegativeFloat, PositiveFloat
 
 MAX_BETA = 0.999
 """Largest beta of any schedule: the last steps of the cosine, and coarse steps of all, are cut here."""
@@ -87,9 +88,9 @@ class Named(values.Value):
 class Linear(Named):
     """beta in equal steps (Ho et al. 2020)."""
 
-    first: float | None = None
+    first: PositiveFloat | None = None
     """First beta; 0.1 / T by default."""
-    last: float | None = None
+    last: PositiveFloat | None = None
     """Last beta; 20 / T by default."""
 
 
@@ -97,9 +98,9 @@ class Linear(Named):
 class Quadratic(Named):
     """The root of beta in equal steps (Song et al. 2021)."""
 
-    first: float | None = None
+    first: PositiveFloat | None = None
     """First beta; 0.1 / T by default."""
-    last: float | None = None
+    last: PositiveFloat | None = None
     """Last beta; 20 / T by default."""
 
 
@@ -107,7 +108,7 @@ class Quadratic(Named):
 class Cosine(Named):
     """alpha_bar along a squared cosine (Nichol & Dhariwal 2021)."""
 
-    offset: float = 0.008
+    offset: NonNegativeFloat = 0.008
     """Shift of the start, which keeps the first beta from being too small."""
 
 
@@ -115,11 +116,11 @@ class Cosine(Named):
 class Sigmoid(Named):
     """alpha_bar along a logistic curve (Jabri, Fleet & Chen 2023)."""
 
-    start: float = -3.0
+    start: FiniteFloat = -3.0
     """Where on the logistic curve alpha_bar is 1."""
-    end: float = 3.0
+    end: FiniteFloat = 3.0
     """Where on the logistic curve alpha_bar is 0."""
-    temperature: float = 1.0
+    temperature: PositiveFloat = 1.0
     """Width of the logistic curve."""
 
 

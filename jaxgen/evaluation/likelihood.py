@@ -26,12 +26,20 @@ def per_example(
     function: Callable[[Array, Array], Array],
     dataset: data.Dataset | data.StreamedDataset,
     batch_size: int = 500,
+    name: str | None = None,
 ) -> np.ndarray:
-    """`function(key, x)` -> (B,), over the whole data set in order, each example once, (N,) float64."""
+    """`function(key, x)` -> (B,), over the whole data set in order, each example once, (N,) float64.
+
+    A terminal shows a progress bar, called `name`.
+    """
+    from tqdm import tqdm
+
     compiled = jax.jit(function)
+    total = -(-len(dataset) // batch_size)
+    batches = tqdm(data.in_order(dataset, batch_size), name, total, unit="batch", leave=False, disable=None)
     values = [
         np.asarray(compiled(jax.random.fold_in(key, index), observed(batch)), np.float64)
-        for index, batch in enumerate(data.in_order(dataset, batch_size))
+        for index, batch in enumerate(batches)
     ]
     return np.concatenate(values)
 
@@ -83,7 +91,7 @@ def reported(
 
     if num_examples is not None and num_examples < len(dataset):
         dataset = data.take(dataset, dataset.split, slice(num_examples))
-    nll = -per_example(key, value, dataset, batch_size).mean()
+    nll = -per_example(key, value, dataset, batch_size, name).mean()
     unit = UNITS[measure] if width is None else "nats, density of dequantised pixels"
     found = {name: metric(nll, unit, len(dataset), _entropy(dataset) if measure == "density" else None)}
     if width is not None or (measure == "levels" and dataset.levels):

@@ -21,6 +21,7 @@ import optax
 from jax import Array
 
 from jaxgen import keys, values
+from jaxgen.arguments import checked
 from jaxgen.flow import bijectors, density
 from jaxgen.types import Batch, Metrics
 
@@ -48,6 +49,7 @@ def flow(cfg: Config) -> bijectors.Bijector:
     return bijectors.triangular(cfg.num_dims)
 
 
+@checked
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state; `batch`, if given, sets the mean and the diagonal of L to its own."""
     params_key, data_key, step_key = keys.named(key, "params", "data", "steps")
@@ -57,12 +59,14 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     return State(jnp.zeros((), jnp.int32), step_key, params, opt_state)
 
 
+@checked
 def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Metrics]:
     """Mean negative log-likelihood in nats per example, of dequantised data."""
     nll = -density.log_prob(flow(cfg), params, density.training_data(key, batch, cfg)).mean()
     return nll, {"nll": nll}
 
 
+@checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One step on `batch["image"]` or `batch["x"]`, (B, *shape)."""
     key = jax.random.fold_in(state.key, state.step)
@@ -73,6 +77,7 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
+@checked
 def sample(key: Array, state: State, n: int, cfg: Config) -> Array:
     """n draws from p(x), (n, *shape)."""
     return decode(state, jax.random.normal(key, (n, cfg.num_dims)), cfg)
@@ -84,16 +89,19 @@ def measure(cfg: Config) -> str:
     return "density"
 
 
+@checked
 def log_prob(state: State, x: Array, cfg: Config) -> Array:
     """log p(x) of real numbers x (B, *shape) in nats, (B,)."""
     return density.log_prob(flow(cfg), state.params, x)
 
 
+@checked
 def encode(state: State, x: Array, cfg: Config) -> Array:
     """z = L^-1 (x - mean), (B, D)."""
     return flow(cfg).forward(state.params, x.reshape(x.shape[0], cfg.num_dims))[0]
 
 
+@checked
 def decode(state: State, z: Array, cfg: Config) -> Array:
     """x = mean + L z of z (B, D), (B, *shape)."""
     return flow(cfg).inverse(state.params, z)[0].reshape(z.shape[0], *cfg.shape)

@@ -14,18 +14,19 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgen import distributions, labels, values
+from jaxgen.fields import NonNegativeInt, PositiveInt
 from jaxgen.flow.bijectors import Bijector
 from jaxgen.flow.preprocessing import dequantised
 from jaxgen.types import Batch, observed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(values.Value):
     """What the Configs of all flows have."""
 
-    shape: tuple[int, ...] = (8, 8, 1)
+    shape: tuple[PositiveInt, ...] = (8, 8, 1)
     """Shape of one example, which is flattened to D numbers."""
-    levels: int = 256
+    levels: NonNegativeInt = 256
     """Values of a pixel, spread over [-1, 1], dequantised by noise one level wide; 0 for real numbers."""
     optimizer: values.Optimizer = values.Adam(1e-3, gradient_clip=10.0)
     """The optimizer."""
@@ -44,7 +45,7 @@ class Config:
 class Conditional(Config):
     """What the Configs of flows have that can be given a label, as a one-hot context."""
 
-    num_classes: int = 0
+    num_classes: NonNegativeInt = 0
     """Number of labels of the data; 0 if they have none."""
     conditional: bool = False
     """Give the label to the networks: p(x | label)."""

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgen import distributions, keys
+from jaxgen.fields import PositiveInt
 from jaxgen.flow import bijectors, conditioned
 from jaxgen.flow.multiscale import checkerboard
 from jaxgen.flow.preprocessing import dequantised
@@ -64,7 +65,7 @@ class Variational(Dequantisation):
     uniform at first, and the couplings are affine in place of mixtures.
     """
 
-    num_layers: int = 4
+    num_layers: PositiveInt = 4
     """Couplings."""
     network: ResNet | nn.Module = ResNet(width=16, num_blocks=1)
     """Network of a coupling: takes noise (B, H, W, C) and images (B, H, W, C), and gives `num_outputs`

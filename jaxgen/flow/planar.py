@@ -25,6 +25,8 @@ import optax
 from jax import Array
 
 from jaxgen import keys, values
+from jaxgen.arguments import checked
+from jaxgen.fields import PositiveInt
 from jaxgen.flow import bijectors, density
 from jaxgen.flow.preprocessing import Logit, Preprocessing, Standardize
 from jaxgen.types import Batch, Metrics
@@ -64,7 +66,7 @@ class Radial(Layer):
 class Config(density.Config):
     """Hyperparameters of planar and radial flows."""
 
-    num_layers: int = 32
+    num_layers: PositiveInt = 32
     """Layers."""
     layer: Planar | Radial | Layer = Planar()
     """What they are."""
@@ -206,6 +208,7 @@ def flow(cfg: Config) -> bijectors.Bijector:
     )
 
 
+@checked
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state; `batch`, if given, sets the scales and shifts.
 
@@ -218,12 +221,14 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     return State(jnp.zeros((), jnp.int32), step_key, params, opt_state)
 
 
+@checked
 def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Metrics]:
     """Mean negative log-likelihood in nats per example, of dequantised data."""
     nll = -density.log_prob(flow(cfg), params, density.training_data(key, batch, cfg)).mean()
     return nll, {"nll": nll}
 
 
+@checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One step on `batch["image"]` or `batch["x"]`, (B, *shape)."""
     key = jax.random.fold_in(state.key, state.step)
@@ -234,6 +239,7 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
+@checked
 def sample(key: Array, state: State, n: int, cfg: Config, *, temperature: float = 1.0) -> Array:
     """n draws, (n, *shape), of noise with `temperature` as its standard deviation."""
     return decode(state, temperature * jax.random.normal(key, (n, cfg.num_dims)), cfg)
@@ -245,16 +251,19 @@ def measure(cfg: Config) -> str:
     return "density"
 
 
+@checked
 def log_prob(state: State, x: Array, cfg: Config) -> Array:
     """log p(x) of real numbers x (B, *shape) in nats, (B,)."""
     return density.log_prob(flow(cfg), state.params, x)
 
 
+@checked
 def encode(state: State, x: Array, cfg: Config) -> Array:
     """The noise that becomes x, (B, D)."""
     return flow(cfg).forward(state.params, x.reshape(x.shape[0], cfg.num_dims))[0]
 
 
+@checked
 def decode(state: State, z: Array, cfg: Config) -> Array:
     """The data that noise z (B, D) becomes, (B, *shape)."""
     return flow(cfg).inverse(state.params, z)[0].reshape(z.shape[0], *cfg.shape)

@@ -7,10 +7,12 @@ bijector's change of volume counts as any other's, and the density stays one of 
 """
 
 import dataclasses
+from typing import Annotated
 
 import jax
 from jax import Array
 
+from jaxgen.fields import Range
 from jaxgen.flow import bijectors
 from jaxgen.values import Value
 
@@ -44,12 +46,8 @@ class Standardize(Preprocessing):
 class Logit(Preprocessing):
     """Pixels go from their interval to all real numbers by the logit, and are standardised there."""
 
-    alpha: float = 0.05
+    alpha: Annotated[float, Range(above=0, below=0.5)] = 0.05
     """How far the ends of the interval are moved inwards before the logit, as a share of it."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.alpha < 0.5:
-            raise ValueError(f"alpha must be between 0 and 0.5, got {self.alpha}")
 
     def bijector(self, num_dims: int, levels: int) -> bijectors.Bijector:
         """`bijectors.logit`, then `bijectors.diagonal`. Raises ValueError for data without levels."""

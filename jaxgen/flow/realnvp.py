@@ -26,6 +26,8 @@ import optax
 from jax import Array
 
 from jaxgen import keys, labels, values
+from jaxgen.arguments import checked
+from jaxgen.fields import PositiveInt
 from jaxgen.flow import bijectors, conditioned, density
 from jaxgen.flow.preprocessing import Logit, Preprocessing, Standardize
 from jaxgen.flow.transforms import Additive, Affine, Transform
@@ -38,7 +40,7 @@ from jaxgen.types import Batch, Metrics
 class Config(density.Conditional):
     """Hyperparameters of NICE and RealNVP."""
 
-    num_layers: int = 8
+    num_layers: PositiveInt = 8
     """Couplings."""
     transform: Affine | Additive | Transform = Affine()
     """How a coupling moves its half: RealNVP scales and adds, NICE adds."""
@@ -76,6 +78,7 @@ def layer(cfg: Config, index: Array | int) -> bijectors.Bijector:
     return conditioned.coupling(cfg.network, cfg.transform, mask, cfg.num_context)
 
 
+@checked
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state; `batch`, if given, sets the scales and shifts.
 
@@ -92,6 +95,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     return State(jnp.zeros((), jnp.int32), step_key, params, opt_state)
 
 
+@checked
 def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Metrics]:
     """Mean negative log-likelihood in nats per example, of dequantised data.
 
@@ -102,6 +106,7 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Met
     return nll, {"nll": nll}
 
 
+@checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One step on `batch["image"]` or `batch["x"]`, (B, *shape), `batch["label"]` (B,) if conditional."""
     key = jax.random.fold_in(state.key, state.step)
@@ -112,6 +117,7 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
+@checked
 def sample(
     key: Array, state: State, n: int, cfg: Config, label: labels.Label = None, *, temperature: float = 1.0
 ) -> Array:
@@ -130,6 +136,7 @@ def measure(cfg: Config) -> str:
     return "density"
 
 
+@checked
 def log_prob(state: State, x: Array, cfg: Config, label: labels.Label = None) -> Array:
     """log p(x) of real numbers x (B, *shape) in nats, (B,).
 
@@ -140,12 +147,14 @@ def log_prob(state: State, x: Array, cfg: Config, label: labels.Label = None) ->
     return density.log_prob(flow(cfg), state.params, x, density.context(label, x.shape[0], cfg))
 
 
+@checked
 def encode(state: State, x: Array, cfg: Config, label: labels.Label = None) -> Array:
     """The noise that becomes x, (B, D). `label` is needed if conditional, here and below."""
     context = density.context(label, x.shape[0], cfg)
     return flow(cfg).forward(state.params, x.reshape(x.shape[0], cfg.num_dims), context)[0]
 
 
+@checked
 def decode(state: State, z: Array, cfg: Config, label: labels.Label = None) -> Array:
     """The data that noise z (B, D) becomes, (B, *shape)."""
     x, _ = flow(cfg).inverse(state.params, z, density.context(label, z.shape[0], cfg))

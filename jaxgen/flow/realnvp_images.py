@@ -24,6 +24,8 @@ import optax
 from jax import Array
 
 from jaxgen import keys, labels, values
+from jaxgen.arguments import checked
+from jaxgen.fields import PositiveInt
 from jaxgen.flow import bijectors, conditioned, density, multiscale
 from jaxgen.flow.dequantisation import Dequantisation, Uniform, Variational, nearest
 from jaxgen.flow.preprocessing import Logit, Preprocessing, Standardize
@@ -37,9 +39,9 @@ from jaxgen.types import Batch, Metrics, observed
 class Config(density.Conditional):
     """Hyperparameters of RealNVP of images."""
 
-    num_levels: int = 2
+    num_levels: PositiveInt = 2
     """Scales that are squeezed, which halves height and width; one more follows them."""
-    num_couplings: int = 3
+    num_couplings: PositiveInt = 3
     """Couplings of either kind at each scale; the last scale has one more."""
     transform: Affine | Additive | Transform = Affine()
     """How a coupling moves what it does not keep."""
@@ -103,6 +105,7 @@ def couplings(
     return bijectors.scanned(layer, count)
 
 
+@checked
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state; `batch`, if given, sets the scales and shifts, those within the networks included.
 
@@ -124,6 +127,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     return State(jnp.zeros((), jnp.int32), step_key, params, opt_state, ema)
 
 
+@checked
 def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Metrics]:
     """Mean negative log-likelihood of dequantised data in nats per example, or the bound on it.
 
@@ -135,6 +139,7 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Met
     return nll, {"nll": nll}
 
 
+@checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One step on `batch["image"]` (B, *shape), `batch["label"]` (B,) if conditional."""
     key = jax.random.fold_in(state.key, state.step)
@@ -146,6 +151,7 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     return State(state.step + 1, state.key, params, opt_state, ema), metrics
 
 
+@checked
 def sample(
     key: Array, state: State, n: int, cfg: Config, label: labels.Label = None, *, temperature: float = 1.0
 ) -> Array:
@@ -164,6 +170,7 @@ def measure(cfg: Config) -> str:
     return "density"
 
 
+@checked
 def log_prob(state: State, x: Array, cfg: Config, label: labels.Label = None) -> Array:
     """log p(x) of real numbers x (B, *shape) in nats, (B,).
 
@@ -174,6 +181,7 @@ def log_prob(state: State, x: Array, cfg: Config, label: labels.Label = None) ->
     return density.log_prob(flow(cfg), state.ema["flow"], x, density.context(label, x.shape[0], cfg))
 
 
+@checked
 def elbo(key: Array, state: State, x: Array, cfg: Config, label: labels.Label = None) -> Array:
     """A lower bound on the log-probability of the level of each pixel, by one draw of noise, (B,) nats.
 
@@ -184,12 +192,14 @@ def elbo(key: Array, state: State, x: Array, cfg: Config, label: labels.Label = 
     return log_prob(state, x, cfg, label) - log_ratio
 
 
+@checked
 def encode(state: State, x: Array, cfg: Config, label: labels.Label = None) -> Array:
     """The noise that becomes x, (B, D). `label` is needed if conditional, here and below."""
     context = density.context(label, x.shape[0], cfg)
     return flow(cfg).forward(state.ema["flow"], x.reshape(x.shape[0], cfg.num_dims), context)[0]
 
 
+@checked
 def decode(state: State, z: Array, cfg: Config, label: labels.Label = None) -> Array:
     """The data that noise z (B, D) becomes, (B, *shape)."""
     x, _ = flow(cfg).inverse(state.ema["flow"], z, density.context(label, z.shape[0], cfg))

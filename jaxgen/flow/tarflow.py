@@ -33,6 +33,8 @@ import optax
 from jax import Array
 
 from jaxgen import keys, labels, values
+from jaxgen.arguments import checked
+from jaxgen.fields import PositiveFloat, PositiveInt
 from jaxgen.flow import bijectors, conditioned, density, preprocessing
 from jaxgen.flow.preprocessing import Logit, Preprocessing, Standardize
 from jaxgen.flow.transforms import Affine, Flipped, Transform
@@ -71,12 +73,8 @@ class Dequantisation(Noise):
 class GaussianNoise(Noise):
     """Gaussian noise, which is taken from samples again."""
 
-    std: float = 0.05
+    std: PositiveFloat = 0.05
     """Its standard deviation."""
-
-    def __post_init__(self) -> None:
-        if not self.std > 0:
-            raise ValueError(f"the std of noise must be positive, got {self.std}")
 
     def noisy(self, key: Array, x: Array, levels: int) -> Array:
         """x + std n."""
@@ -92,9 +90,9 @@ class GaussianNoise(Noise):
 class Config(density.Conditional):
     """Hyperparameters of TarFlow."""
 
-    patch: int = 2
+    patch: PositiveInt = 2
     """Side of the squares of pixels that are tokens; it must divide height and width."""
-    num_layers: int = 4
+    num_layers: PositiveInt = 4
     """Blocks, each with a transformer of its own."""
     transform: Affine | Transform = Affine()
     """How a number is moved, by its inverse."""
@@ -117,14 +115,16 @@ class State(NamedTuple):
     opt_state: Any
 
 
-def flow(cfg: Config) -> bijectors.Bijector:
+def flow(cfg: Config, key: Array | None = None) -> bijectors.Bijector:
     """The bijector: preprocessing, blocks of patches, and a scale and shift of each dimension.
+
+    With a key networks that have `dropout` drop what it says, forward.
 
     Raises ValueError for data that are no images, or that the patch does not divide into two patches or more,
     and for fewer than one block.
     """
     _check(cfg)
-    blocks = bijectors.scanned(lambda index: block(cfg, index), cfg.num_layers)
+    blocks = bijectors.scanned(lambda index: block(cfg, index, key), cfg.num_layers)
     return bijectors.chain(
         cfg.preprocessing.bijector(cfg.num_dims, cfg.levels),
         cut(cfg),
@@ -157,29 +157,32 @@ def sequence(cfg: Config) -> tuple[int, int]:
     return cfg.num_dims // size, size
 
 
-def block(cfg: Config, index: Array | int) -> bijectors.Bijector:
+def block(cfg: Config, index: Array | int, key: Array | None = None) -> bijectors.Bijector:
     """One block: sequences (B, N, size) of which every other block sees the last token first."""
     length, size = sequence(cfg)
     transform = Flipped(cfg.transform)
     network = values.filled(cfg.network, num_outputs=size * transform.num_parameters)
     ordered = lambda x: jnp.where(index % 2 == 1, x[:, ::-1], x)
+    dropped: dict[str, Any] = {}
+    if key is not None and getattr(network, "dropout", None):
+        dropped = {"train": True, "rngs": {"dropout": jax.random.fold_in(key, index)}}
 
     def init(key, x=None, context=None):
         del x, context
         given = (jnp.zeros((1, cfg.num_context)),) if cfg.num_context else ()
         return network.init(key, jnp.zeros((1, length, size)), *given).get("params", {})
 
-    def read(params, x, context, **place):
+    def read(params, x, context, **options):
         """Parameters (B, n, size, ...) of the token after each, and the cache."""
         conditioned.check_context(context, cfg.num_context)
         output, cache = network.apply(
-            {"params": params}, x, *(() if context is None else (context,)), **place
+            {"params": params}, x, *(() if context is None else (context,)), **options
         )
         return output.reshape(*x.shape, transform.num_parameters), cache
 
     def forward(params, x, context=None):
         x = ordered(x)
-        raw, _ = read(params, x, context)
+        raw, _ = read(params, x, context, **dropped)
         raw = jnp.pad(raw[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0)))  # of the first nothing is said
         y, log_slope = transform.forward(raw, x)
         return ordered(y), bijectors.sum_dims(log_slope)
@@ -202,6 +205,7 @@ def block(cfg: Config, index: Array | int) -> bijectors.Bijector:
     return bijectors.Bijector(init, forward, inverse)
 
 
+@checked
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state; `batch`, if given, sets the scales and shifts.
 
@@ -224,16 +228,19 @@ def training_data(key: Array, batch: Batch, cfg: Config) -> Array:
     return x.reshape(x.shape[0], cfg.num_dims)
 
 
+@checked
 def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Metrics]:
     """Mean negative log-likelihood in nats per example, of data with noise.
 
     `batch["label"]` (B,) is needed if conditional.
     """
-    x, context = training_data(key, batch, cfg), density.batch_context(batch, cfg)
-    nll = -density.log_prob(flow(cfg), params, x, context).mean()
+    data_key, dropout_key = keys.named(key, "data", "dropout")
+    x, context = training_data(data_key, batch, cfg), density.batch_context(batch, cfg)
+    nll = -density.log_prob(flow(cfg, dropout_key), params, x, context).mean()
     return nll, {"nll": nll}
 
 
+@checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One step on `batch["image"]` (B, *shape), `batch["label"]` (B,) if conditional."""
     key = jax.random.fold_in(state.key, state.step)
@@ -244,6 +251,7 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
+@checked
 def sample(
     key: Array,
     state: State,
@@ -271,6 +279,7 @@ def measure(cfg: Config) -> str:
     return "density"
 
 
+@checked
 def log_prob(state: State, x: Array, cfg: Config, label: labels.Label = None) -> Array:
     """log p(x) of real numbers x (B, *shape) in nats, (B,), with the noise that `noise` adds to the data.
 
@@ -281,12 +290,14 @@ def log_prob(state: State, x: Array, cfg: Config, label: labels.Label = None) ->
     return density.log_prob(flow(cfg), state.params, x, density.context(label, x.shape[0], cfg))
 
 
+@checked
 def encode(state: State, x: Array, cfg: Config, label: labels.Label = None) -> Array:
     """The noise that becomes x, (B, D). `label` is needed if conditional, here and below."""
     context = density.context(label, x.shape[0], cfg)
     return flow(cfg).forward(state.params, x.reshape(x.shape[0], cfg.num_dims), context)[0]
 
 
+@checked
 def decode(state: State, z: Array, cfg: Config, label: labels.Label = None) -> Array:
     """The data that noise z (B, D) becomes, (B, *shape)."""
     x, _ = flow(cfg).inverse(state.params, z, density.context(label, z.shape[0], cfg))

@@ -9,11 +9,13 @@ one. One's own is a frozen dataclass that derives from `Transform`.
 
 import dataclasses
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxgen.fields import FiniteFloat, PositiveFloat, Range
 from jaxgen.flow import splines
 from jaxgen.values import Value
 
@@ -62,12 +64,8 @@ class Additive(Transform):
 class Affine(Transform):
     """y = x exp(s) + t, with s = m tanh(s' / m) bounded (Dinh et al. 2017)."""
 
-    max_log_scale: float = 5.0
+    max_log_scale: PositiveFloat = 5.0
     """m, the bound of s; the smaller, the less can one layer stretch and shrink."""
-
-    def __post_init__(self) -> None:
-        if not self.max_log_scale > 0:
-            raise ValueError(f"max_log_scale must be positive, got {self.max_log_scale}")
 
     @property
     def num_parameters(self) -> int:
@@ -92,14 +90,10 @@ class Affine(Transform):
 class SigmoidAffine(Transform):
     """y = (x + t) sigmoid(s + offset), which only shrinks (Kingma & Dhariwal 2018, their code)."""
 
-    offset: float = 2.0
+    offset: FiniteFloat = 2.0
     """With s = 0 the scale is the sigmoid of it."""
-    max_log_scale: float = 5.0
+    max_log_scale: PositiveFloat = 5.0
     """Scales are no smaller than exp(-max_log_scale), so that the inverse does not overflow."""
-
-    def __post_init__(self) -> None:
-        if not self.max_log_scale > 0:
-            raise ValueError(f"max_log_scale must be positive, got {self.max_log_scale}")
 
     @property
     def num_parameters(self) -> int:
@@ -124,16 +118,10 @@ class SigmoidAffine(Transform):
 class RationalQuadratic(Transform):
     """A rational-quadratic spline between -bound and bound, and the identity outside (Durkan et al. 2019)."""
 
-    num_bins: int = 8
+    num_bins: Annotated[int, Range(least=1, below=1 / MIN_BIN)] = 8
     """Pieces of the spline."""
-    bound: float = 4.0
+    bound: PositiveFloat = 4.0
     """Where the spline ends and the identity begins; the data are standardised before."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.num_bins < 1 / MIN_BIN:
-            raise ValueError(f"num_bins must be 1 to {1 / MIN_BIN - 1:g}, got {self.num_bins}")
-        if not self.bound > 0:
-            raise ValueError(f"bound must be positive, got {self.bound}")
 
     @property
     def num_parameters(self) -> int:

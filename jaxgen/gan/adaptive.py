@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxgen.fields import FiniteFloat, PositiveInt
 from jaxgen.gan.augment import Augmentation
 from jaxgen.types import Metrics
 
@@ -121,9 +122,9 @@ class Adaptive(Augmentation):
 
     transformations: tuple[Literal["blit", "geometry", "color"], ...] = ("blit", "geometry", "color")
     """Names of the transformations, in their order."""
-    target: float = 0.6
+    target: FiniteFloat = 0.6
     """Mean sign of the logits of real data that is held."""
-    ramp: int = 500_000
+    ramp: PositiveInt = 500_000
     """Real examples in which the probability rises from 0 to 1 at most."""
 
     def init(self) -> Controller:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxgen.fields import NonNegativeFloat, PositiveInt
 from jaxgen.types import Metrics
 from jaxgen.values import Value
 
@@ -89,9 +90,9 @@ class DiffAugment(Augmentation):
 class InstanceNoise(Value):
     """Normal noise on real and on generated data, which falls linearly to zero (Arjovsky & Bottou 2017)."""
 
-    std: float = 0.1
+    std: NonNegativeFloat = 0.1
     """Standard deviation of the noise at first."""
-    steps: int = 10_000
+    steps: PositiveInt = 10_000
     """Training steps after which it is zero."""
 
     def __call__(self, key: Array, x: Array, step: Array) -> Array:

@@ -15,6 +15,7 @@ import optax
 from jax import Array
 
 from jaxgen import distributions, labels
+from jaxgen.fields import NonNegativeFloat, NonNegativeInt
 from jaxgen.nn import norm
 from jaxgen.types import Batch, Metrics, observed
 from jaxgen.values import Value
@@ -76,7 +77,7 @@ class Conditioning(Value):
 class ByClass(Conditioning):
     """What ways have in common that use the labels of the data."""
 
-    num_classes: int | None = dataclasses.field(default=None, kw_only=True)
+    num_classes: NonNegativeInt | None = dataclasses.field(default=None, kw_only=True)
     """Classes of the labels; filled in from the Config."""
 
     @property
@@ -113,9 +114,9 @@ class Auxiliary(ByClass):
     """A classifier shares the discriminator's features, and both players help it (Odena et al. 2017)."""
 
     takes_sets = False
-    weight: float = 1.0
+    weight: NonNegativeFloat = 1.0
     """Weight of the classifier's loss on real and on generated data in the discriminator's."""
-    generator_weight: float = 0.1
+    generator_weight: NonNegativeFloat = 0.1
     """Weight of the classifier's loss on generated data in the generator's."""
 
     def read(
@@ -138,15 +139,15 @@ class Info(Conditioning):
     """Classes and numbers are made up, and read off what was generated from them (Chen et al. 2016)."""
 
     takes_sets = False
-    num_codes: int = 10
+    num_codes: NonNegativeInt = 10
     """Made-up classes."""
-    num_continuous_codes: int = 0
+    num_continuous_codes: NonNegativeInt = 0
     """Made-up numbers, even in [-1, 1] and the last of z."""
     learned_variance: bool = False
     """Let the reader of continuous codes say how sure it is; else its variance is 1."""
-    weight: float = 1.0
+    weight: NonNegativeFloat = 1.0
     """Weight of the reader's loss in the discriminator's."""
-    generator_weight: float = 0.1
+    generator_weight: NonNegativeFloat = 0.1
     """Weight of the reader's loss in the generator's."""
 
     def __post_init__(self) -> None:

@@ -10,10 +10,11 @@ import optax
 from jax import Array
 
 from jaxgen import keys, values
+from jaxgen.fields import Decay, Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
 from jaxgen.gan.adaptive import Adaptive
 from jaxgen.gan.augment import DiffAugment, InstanceNoise
 from jaxgen.gan.conditioning import Auxiliary, Concat, Conditioning, Info, Projection
-from jaxgen.gan.losses import LOSSES
+from jaxgen.gan.losses import LossName
 from jaxgen.gan.networks import dcgan, head, mlp, r3gan, resnet
 from jaxgen.gan.penalties import R1, R1R2, R2, Dragan, GradientPenalty
 from jaxgen.values import Value
@@ -24,14 +25,14 @@ SMOOTHED = ("minimax", "non_saturating")
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(values.Value):
     """Hyperparameters of both players. All remedies are off but the average of the generator."""
 
-    shape: tuple[int, ...] = (8, 8, 1)
+    shape: tuple[PositiveInt, ...] = (8, 8, 1)
     """Shape of one example."""
-    num_classes: int = 0
+    num_classes: NonNegativeInt = 0
     """Classes of the labels, if they are used."""
-    num_latents: int = 64
+    num_latents: PositiveInt = 64
     """Dimensions of z."""
     generator: mlp.Generator | dcgan.Generator | resnet.Generator | r3gan.Generator | nn.Module = (
         mlp.Generator()
@@ -41,8 +42,8 @@ class Config:
         mlp.Discriminator | dcgan.Discriminator | resnet.Discriminator | r3gan.Discriminator | nn.Module
     ) = mlp.Discriminator()
     """Network from data (B, ...) to features (B, F), to which the last, linear layer is added."""
-    loss: str = "non_saturating"
-    """Name of a pair of losses in `losses.LOSSES`."""
+    loss: LossName = "non_saturating"
+    """The pair of losses, see `losses.LOSSES`."""
     penalty: GradientPenalty | Dragan | R1 | R2 | R1R2 | Value | None = None
     """Penalty on the discriminator's gradient."""
     conditioning: Concat | Projection | Auxiliary | Info | Value | None = None
@@ -53,21 +54,21 @@ class Config:
     """Noise on all that the discriminator sees."""
     minibatch: head.GroupStddev | head.MinibatchDiscrimination | Value | None = None
     """What the last layer is shown of how the features of a batch vary."""
-    packing: int = 1
+    packing: PositiveInt = 1
     """Examples the discriminator judges together, joined along their channels."""
-    label_smoothing: float = 0.0
+    label_smoothing: Decay = 0.0
     """Aim real data at 1 minus this; for minimax and non_saturating."""
-    label_flipping: float = 0.0
+    label_flipping: Fraction = 0.0
     """Probability with which a real and a generated example change roles in the discriminator's step."""
-    weight_clip: float = 0.0
+    weight_clip: NonNegativeFloat = 0.0
     """Cut the discriminator's parameters to [-c, c] after each of its steps; 0 does not."""
-    orthogonal_weight: float = 0.0
+    orthogonal_weight: NonNegativeFloat = 0.0
     """Weight of the generator's orthogonal regularisation."""
     feature_matching: bool = False
     """Train the generator to match the mean features of real data, in place of its loss."""
-    unrolling: int = 0
+    unrolling: NonNegativeInt = 0
     """Steps the generator thinks the discriminator ahead, and differentiates through."""
-    discriminator_steps: int = 1
+    discriminator_steps: PositiveInt = 1
     """Steps of the discriminator to one of the generator; the batch is split among them."""
     generator_optimizer: values.Optimizer = values.Adam(2e-4, beta1=0.5)
     """Optimizer of the generator."""
@@ -140,10 +141,6 @@ def optimizer(cfg: Config, player: str) -> optax.GradientTransformation:
 def check(cfg: Config) -> None:
     """Raises ValueError for settings that do not go together."""
     how = conditioning_of(cfg)
-    if cfg.loss not in LOSSES:
-        raise ValueError(f"unknown loss {cfg.loss!r}: there are {', '.join(sorted(LOSSES))}")
-    if not 0 <= cfg.label_smoothing < 1:
-        raise ValueError(f"label_smoothing must be at least 0 and below 1, got {cfg.label_smoothing}")
     if cfg.label_smoothing and cfg.loss not in SMOOTHED:
         raise ValueError(f"label_smoothing is for the losses {' and '.join(SMOOTHED)}, not {cfg.loss}")
     if cfg.penalty is not None and getattr(cfg.discriminator, "normalization", None) == "batch":

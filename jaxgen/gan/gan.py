@@ -21,6 +21,7 @@ import optax
 from jax import Array
 
 from jaxgen import keys, labels
+from jaxgen.arguments import checked
 from jaxgen.gan import diagnostics, penalties
 from jaxgen.gan.conditioning import Verdict
 from jaxgen.gan.config import Config as Config
@@ -42,6 +43,7 @@ class State(NamedTuple):
     ema: Any  # the generator's averaged variables
 
 
+@checked
 def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """A fresh state; `batch` is not used.
 
@@ -177,6 +179,7 @@ def generator_step(state: State, batch: Batch, key: Array, cfg: Config) -> tuple
     return state._replace(ema=ema), {**metrics, "generator_grad_norm": optax.tree.norm(grads)}
 
 
+@checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """`discriminator_steps` of D and one of G on `batch["image"]` or `batch["x"]`, (B, *shape).
 
@@ -205,6 +208,7 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     return state._replace(step=state.step + 1), metrics
 
 
+@checked
 def sample(
     key: Array,
     state: State,
@@ -227,6 +231,7 @@ def sample(
     return decode(state, draw_codes(code_key, n, cfg, truncation), cfg, label)
 
 
+@checked
 def decode(state: State, z: Array, cfg: Config, label: Label = None) -> Array:
     """Codes z, as of `draw_codes`, and labels (B,) to data (B, *shape), by the averaged generator."""
     label = labels.given(label, len(z), num_labels(cfg))

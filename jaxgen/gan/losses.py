@@ -23,12 +23,41 @@ above 20, where the ratio of p and q they stand for is 5e8.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.nn import softplus
+
+LossName: TypeAlias = Literal[
+    "minimax",
+    "non_saturating",
+    "least_squares",
+    "hinge",
+    "wasserstein",
+    "relativistic",
+    "relativistic_average",
+    "f:kl",
+    "f:kl:practical",
+    "f:reverse_kl",
+    "f:reverse_kl:practical",
+    "f:pearson",
+    "f:pearson:practical",
+    "f:neyman",
+    "f:neyman:practical",
+    "f:squared_hellinger",
+    "f:squared_hellinger:practical",
+    "f:jeffrey",
+    "f:jeffrey:practical",
+    "f:jensen_shannon",
+    "f:jensen_shannon:practical",
+    "f:gan",
+    "f:gan:practical",
+    "f:total_variation",
+    "f:total_variation:practical",
+]
+"""The keys of `LOSSES`."""
 
 LARGEST_EXPONENT = 20.0
 """Where exponentials give way to their tangent."""

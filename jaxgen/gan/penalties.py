@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxgen.fields import NonNegativeFloat, PositiveInt
 from jaxgen.values import Value
 
 Critic = Callable[[Array], Array]
@@ -87,12 +88,8 @@ def _off_target(critic, x, target, one_sided):
 class Penalty(Value):
     """What all penalties have. Called with a critic, real and generated data and a key, one is a scalar."""
 
-    every: int = dataclasses.field(default=1, kw_only=True)
+    every: PositiveInt = dataclasses.field(default=1, kw_only=True)
     """Apply the penalty at every k-th step of the discriminator, with k times the weight."""
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"every counts steps from 1 on, got {self.every}")
 
     @property
     def factor(self) -> float:
@@ -108,9 +105,9 @@ class Penalty(Value):
 class GradientPenalty(Penalty):
     """`gradient_penalty`, between real and generated data (Gulrajani et al. 2017)."""
 
-    weight: float = 10.0
+    weight: NonNegativeFloat = 10.0
     """Weight of the penalty, lambda."""
-    target: float = 1.0
+    target: NonNegativeFloat = 1.0
     """Norm that the gradient is drawn to."""
     one_sided: bool = False
     """Penalise only norms above the target."""
@@ -135,7 +132,7 @@ class Dragan(GradientPenalty):
 class R1(Penalty):
     """`r1`, at real data (Mescheder et al. 2018)."""
 
-    gamma: float = 10.0
+    gamma: NonNegativeFloat = 10.0
     """Weight of half the squared norm."""
 
     @property

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from jaxgen.fields import NonNegativeInt, PositiveInt
 from jaxgen.nn.conv import Conv
 
 MAX_LOG_FACTOR = 5.0
@@ -55,9 +56,9 @@ class ZeroConv(nn.Module):
 class ConvNet(nn.Module):
     """Three convolutions, of 3x3, 1x1 and 3x3, normalised by `ActNorm` (Kingma & Dhariwal 2018)."""
 
-    width: int = 64
+    width: PositiveInt = 64
     """Channels of the hidden layers."""
-    num_outputs: int | None = None
+    num_outputs: PositiveInt | None = None
     """Numbers that it gives for each position; filled in by the model."""
 
     @nn.compact
@@ -72,11 +73,11 @@ class ConvNet(nn.Module):
 class ResNet(nn.Module):
     """Residual blocks of two 3x3 convolutions, normalised by `ActNorm` (after Dinh et al. 2017)."""
 
-    width: int = 32
+    width: PositiveInt = 32
     """Channels of the hidden layers."""
-    num_blocks: int = 2
+    num_blocks: NonNegativeInt = 2
     """Residual blocks."""
-    num_outputs: int | None = None
+    num_outputs: PositiveInt | None = None
     """Numbers that it gives for each position; filled in by the model."""
 
     @nn.compact

@@ -6,37 +6,38 @@ below i.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxgen.fields import PositiveInt
 from jaxgen.nn.mlp import Activation
 
 
 class MaskedDense(nn.Module):
-    """A dense layer some of whose weights are zero: those where the mask is False.
+    """A dense layer some of whose weights are zero: an output sees inputs of at most its own degree.
 
-    With `num_groups` every output stands for so many, side by side.
+    Called with x (..., num_inputs) and the degrees of its inputs and outputs, which may be traced.
     """
 
-    in_degrees: tuple[int, ...]
-    """Degrees of the inputs."""
-    out_degrees: tuple[int, ...]
-    """Degrees of the outputs: each sees inputs of at most its own degree."""
-    num_groups: int = 1
-    """Numbers for each entry of `out_degrees`."""
+    num_inputs: int
+    """Numbers that it is given."""
+    num_outputs: int
+    """Numbers that it gives."""
     zero: bool = False
     """Whether the weights are zero at first."""
 
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        mask = sees(self.in_degrees, self.out_degrees).repeat(self.num_groups, 1)
+    def setup(self) -> None:
         start = nn.initializers.zeros if self.zero else nn.initializers.lecun_normal()
-        kernel = self.param("kernel", start, mask.shape)
-        bias = self.param("bias", nn.initializers.zeros, mask.shape[1:])
-        return x @ jnp.where(mask, kernel, 0) + bias
+        self.kernel = self.param("kernel", start, (self.num_inputs, self.num_outputs))
+        self.bias = self.param("bias", nn.initializers.zeros, (self.num_outputs,))
+
+    def __call__(self, x: Array, in_degrees: Any, out_degrees: Any) -> Array:
+        return x @ jnp.where(sees(in_degrees, out_degrees), self.kernel, 0) + self.bias
 
 
 class MADE(nn.Module):
@@ -46,11 +47,11 @@ class MADE(nn.Module):
     there is a context, as units of degree 0 are all that the numbers for the first input may see.
     """
 
-    widths: tuple[int, ...] = (128, 128)
+    widths: tuple[PositiveInt, ...] = (128, 128)
     """Widths of the hidden layers; at least D, or some inputs are not seen by all that may see them."""
     activation: Activation = "silu"
     """Nonlinearity of the hidden layers."""
-    num_outputs: int | None = None
+    num_outputs: PositiveInt | None = None
     """Numbers that it gives for an example; filled in by the model."""
 
     @nn.compact
@@ -61,17 +62,24 @@ class MADE(nn.Module):
             raise ValueError(f"MADE gives as many numbers for each of {num_dims} inputs, not {num_outputs}")
         num_context = sum(c.shape[-1] for c in context)
         x = jnp.concatenate([*context, x], -1)
-        degrees = (*(0,) * num_context, *range(1, num_dims + 1))
-        smallest = 0 if num_context or num_dims == 1 else 1
-        hidden = range(smallest, max(num_dims, smallest + 1))
+        degrees = np.array((*(0,) * num_context, *range(1, num_dims + 1)))
         for width in self.widths:
-            own = tuple(hidden[i * len(hidden) // width] for i in range(width))
-            x = getattr(nn, self.activation)(MaskedDense(degrees, own)(x))
+            own = hidden_degrees(width, num_dims, num_context > 0)
+            x = getattr(nn, self.activation)(MaskedDense(x.shape[-1], width)(x, degrees, own))
             degrees = own
-        before = tuple(range(num_dims))  # output i + 1 sees degrees up to i
-        return MaskedDense(degrees, before, num_outputs // num_dims, zero=True)(x)
+        before = np.arange(num_dims).repeat(num_outputs // num_dims)  # output i + 1 sees degrees up to i
+        return MaskedDense(x.shape[-1], num_outputs, zero=True)(x, degrees, before)
 
 
-def sees(in_degrees: Sequence[int], out_degrees: Sequence[int]) -> np.ndarray:
+def hidden_degrees(width: int, num_dims: int, from_zero: bool) -> np.ndarray:
+    """Degrees of `width` hidden units, spread evenly over 1 ... D - 1, or 0 ... D - 1; (width,)."""
+    smallest = 0 if from_zero or num_dims == 1 else 1
+    return smallest + np.arange(width) * max(num_dims - smallest, 1) // width
+
+
+def sees(
+    in_degrees: Sequence[int] | np.ndarray | Array, out_degrees: Sequence[int] | np.ndarray | Array
+) -> Any:
     """Whether an output sees an input, bool (inputs, outputs)."""
-    return np.asarray(in_degrees)[:, None] <= np.asarray(out_degrees)
+    inner, outer = (d if isinstance(d, jax.Array) else np.asarray(d) for d in (in_degrees, out_degrees))
+    return inner[:, None] <= outer

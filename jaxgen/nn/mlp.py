@@ -7,19 +7,21 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from jaxgen.fields import PositiveInt
+
 Activation = Literal["relu", "silu", "tanh"]
 
 
 class MLP(nn.Module):
     """Fully connected layers of the numbers of an example and of its context."""
 
-    widths: tuple[int, ...] = (128, 128)
+    widths: tuple[PositiveInt, ...] = (128, 128)
     """Widths of the hidden layers."""
     activation: Activation = "silu"
     """Nonlinearity of the hidden layers."""
     zero_output: bool = True
     """Whether the output is 0 at first, so that a flow begins as the identity."""
-    num_outputs: int | None = None
+    num_outputs: PositiveInt | None = None
     """Numbers that it gives for an example; filled in by the model."""
 
     @nn.compact

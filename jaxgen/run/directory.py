@@ -7,12 +7,14 @@ samples/        <step>.png
 checkpoints/    <step>/, see `checkpoint`
 """
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +83,10 @@ def prepare(run_dir: str | Path, description: dict[str, Any]) -> Path:
             write_text(run_dir / "config.json", json.dumps(description, indent=2) + "\n")
     except OSError as error:
         raise RunError(f"cannot write to the run directory {run_dir}: {error.strerror}") from None
-    differences = _differences(read_description(run_dir), json.loads(json.dumps(description)))
+    saved, wanted = read_description(run_dir), json.loads(json.dumps(description))
+    if saved.get("versions", {}).get("jax") != wanted["versions"]["jax"]:  # which writes programs differently
+        wanted["program"] = saved.get("program")
+    differences = _differences(saved, wanted)
     if differences:
         raise RunError(
             f"{run_dir} holds another run ({'; '.join(differences)}): continue it as it was, or choose"
@@ -93,11 +98,42 @@ def prepare(run_dir: str | Path, description: dict[str, Any]) -> Path:
 def read_description(run_dir: Path) -> dict[str, Any]:
     """The parsed config.json. Raises RunError if there is none, or it is damaged."""
     try:
-        return json.loads((run_dir / "config.json").read_text())
+        description = json.loads((run_dir / "config.json").read_text())
     except FileNotFoundError:
         raise RunError(f"{run_dir} is no run directory: it has no config.json") from None
     except (OSError, ValueError) as error:
         raise RunError(f"{run_dir / 'config.json'} cannot be read: {error}") from None
+    kinds = {"family": str, "config": dict, "custom": list}
+    for name, kind in kinds.items():
+        if not isinstance(description, dict) or not isinstance(description.get(name), kind):
+            raise RunError(f"{run_dir / 'config.json'} is not the description of a run: it has no {name!r}")
+    return description
+
+
+@contextlib.contextmanager
+def lock(run_dir: Path) -> Iterator[None]:
+    """Hold a run directory for this process. The death of the process, however it comes, releases it.
+
+    Raises RunError, naming the process, if another one holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks
+        yield
+        return
+    with (run_dir / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise RunError(
+                f"{run_dir} is in use by {file.read().strip() or 'another process'}: stop it, or choose"
+                " another directory"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
 
 
 def read_config(family: Any, run_dir: Path) -> Any:
@@ -176,6 +212,7 @@ class StopRequest:
 
     def _note(self, number: int, _: Any) -> None:
         self.signal = number
+        os.write(2, b"\nstopping after this step and saving; once more stops at once\n")
         signal.signal(number, self._previous[number])
 
     def leave(self, message: str) -> None:

@@ -7,6 +7,8 @@ the result does not depend on where a dispatch ends, and the length can be adapt
 
 import dataclasses
 import functools
+import hashlib
+import re
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -116,6 +118,14 @@ def zeros(family: Family, cfg: Any, state: Any, batches: Batches, mesh: Mesh) ->
     )
     metrics = jax.tree.map(lambda m: jnp.zeros(m.shape, jnp.promote_types(m.dtype, jnp.float32)), shapes)
     return shard.replicate(Totals(metrics, jnp.int32(-1)), mesh)
+
+
+def fingerprint(family: Family, cfg: Any, state: Any, batches: Batches) -> str:
+    """A checksum of the program of a step. It tells apart Configs with functions that look alike in print."""
+    batch = jax.tree.map(jnp.asarray, dict(batches(0)))
+    step = jax.make_jaxpr(lambda state, batch: family.train_step(state, batch, cfg))(state, batch)
+    text = re.sub(r"0x[0-9a-f]+", "", step.pretty_print(use_color=False))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def check(totals: Totals, cfg: Any) -> None:

@@ -18,9 +18,9 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxgen import data, keys, plot
+from jaxgen import arguments, data, fields, keys, plot
 from jaxgen.run import checkpoint, directory, dispatch, shard
-from jaxgen.types import Family
+from jaxgen.types import DATA, Family, observed
 
 NUM_SAMPLES = 64
 """Samples in a picture."""
@@ -71,18 +71,24 @@ def fit(
         facts: JSON to be recorded in config.json; a resumed run need not have the same.
 
     Raises:
-        ValueError: the batch does not split over the devices, a number of steps is not positive, or `start`
-            has other shapes.
-        RunError: the run directory holds another run, or cannot be written.
+        ValueError: an argument is of another type, such as a Config of another family, or the data are of
+            another shape than `cfg.shape` or have values that the likelihood cannot mean; the batch does not
+            split over the devices, a number of steps is not positive, or `start` has other shapes.
+        RunError: the run directory holds another run or one with more steps, is in use by another process, or
+            cannot be written.
         FloatingPointError: a metric or the state became NaN or infinite; the message names the step, and the
             checkpoints stay as they were.
     """
+    _check_arguments(family, cfg, dataset, key)
     if min(steps, log_every) < 1 or (chunk is not None and chunk < 1):
         raise ValueError("steps, log_every and chunk must be at least 1")
     mesh = shard.mesh() if mesh is None else mesh
     shard.check_threads(mesh)
     shard.check_batch_size(batch_size, mesh)
-    shardings = shard.state_shardings(checkpoint.abstract_state(family, cfg), mesh)
+    like = checkpoint.abstract_state(family, cfg)
+    shardings = shard.state_shardings(like, mesh)
+    if start is not None:
+        _check_start(like, start)
     init_key, data_key, sample_key = keys.named(key, "init", "data", "pictures")
     batches = data.batches(dataset, batch_size, seed=int(jax.random.bits(data_key, dtype=jnp.uint32)))
     identity = {
@@ -92,27 +98,7 @@ def fit(
         "batch_size": batch_size,
         "key": jax.random.key_data(key).tolist(),
     }
-
-    folder, state, writes = None, None, jax.process_index() == 0
-    if run_dir is not None:
-        folder = directory.resolve(run_dir)
-        if writes:
-            directory.prepare(folder, directory.describe(family, cfg, about=dict(facts or {}), **identity))
-        shard.barrier("prepared")
-        state = checkpoint.restore(folder, checkpoint.abstract_state(family, cfg, shardings))
-        if writes:
-            reached = 0 if state is None else int(state.step)
-            checkpoint.set_aside(folder, after=reached)
-            directory.rewind_metrics(folder, reached)
-        shard.barrier("resumed")
-    if state is None:
-        first = shard.put_batch(batches(0), mesh) if isinstance(batches, data.StreamedBatches) else batches(0)
-        state = jax.jit(functools.partial(family.init, cfg=cfg), out_shardings=shardings)(
-            init_key, batch=first
-        )
-        if start is not None:
-            state = _started(state, start, shardings)
-
+    zeros = dispatch.zeros(family, cfg, like, batches, mesh)  # traces a step, which may refuse the batch
     if chunk is None and jax.process_count() > 1:
         chunk = log_every  # processes must make the same dispatches: no clock may choose
     advance = dispatch.advance(family, cfg, batches, mesh, shardings, chunk)
@@ -120,12 +106,38 @@ def fit(
     draw = jax.jit(
         lambda key, state: family.sample(key, state, shown, cfg), out_shardings=shard.replicated(mesh)
     )
-    zeros = dispatch.zeros(family, cfg, state, batches, mesh)
-    step, totals, counted, since = int(state.step), zeros, 0, time.perf_counter()
 
     with contextlib.ExitStack() as stack:
+        folder, state, stop, writes = None, None, None, jax.process_index() == 0
+        if run_dir is not None:
+            folder, stop = directory.resolve(run_dir), stack.enter_context(directory.StopRequest())
+            if writes:
+                description = directory.describe(family, cfg, about=dict(facts or {}), **identity)
+                if description["custom"]:
+                    description["program"] = dispatch.fingerprint(family, cfg, like, batches)
+                directory.prepare(folder, description)
+                stack.enter_context(directory.lock(folder))
+            shard.barrier("prepared")
+            state = checkpoint.restore(folder, checkpoint.abstract_state(family, cfg, shardings))
+            reached = 0 if state is None else int(state.step)
+            if reached > steps:
+                raise directory.RunError(
+                    f"{folder} has reached step {reached}: choose as many steps or more, not {steps}"
+                )
+            if writes:
+                checkpoint.set_aside(folder, after=reached)
+                directory.rewind_metrics(folder, reached)
+            shard.barrier("resumed")
+        if state is None:
+            streamed = isinstance(batches, data.StreamedBatches)
+            first = shard.put_batch(batches(0), mesh) if streamed else batches(0)
+            state = jax.jit(functools.partial(family.init, cfg=cfg), out_shardings=shardings)(
+                init_key, batch=first
+            )
+            if start is not None:
+                state = _started(state, start, shardings)
+        step, totals, counted, since = int(state.step), zeros, 0, time.perf_counter()
         bar = stack.enter_context(_progress_bar(steps, step))
-        stop = stack.enter_context(directory.StopRequest()) if folder else None
         writer = stack.enter_context(checkpoint.open_writer(folder)) if folder else None
         while step < steps:
             until = min(_next_multiple(step, every, steps) for every in (log_every, sample_every, save_every))
@@ -156,14 +168,45 @@ def fit(
     return state
 
 
-def _started(state, start, shardings):
-    """`start` with the step, the key and the optimizer's state of `state`."""
-    names = [name for name in state._fields if name not in ("step", "key", "opt_state")]
-    fresh, given = ({name: getattr(s, name, None) for name in names} for s in (state, start))
-    if jax.tree.map(jnp.shape, fresh) != jax.tree.map(jnp.shape, given):
+def _check_arguments(family, cfg, dataset, key):
+    """Raises ValueError for what is no family, not its Config, no data set, or no key."""
+    if not isinstance(family, Family):
+        raise ValueError(f"a family is a module with Config, init, train_step and sample, not {family!r}")
+    if not isinstance(cfg, family.Config):
+        given = f"{type(cfg).__module__}.{type(cfg).__qualname__}"
+        name = getattr(family, "__name__", family)
+        raise ValueError(f"cfg must be a Config of {name}, not {given}")
+    fields.check(cfg)
+    if not isinstance(dataset, data.Dataset | data.StreamedDataset):
+        kind = type(dataset).__name__
+        raise ValueError(
+            f'the data set is of type {kind}: arrays are one as data.Dataset("mine", "train", {{"image": x}})'
+        )
+    few = dataset[: 2000 if isinstance(dataset, data.Dataset) else 64]
+    wrong = arguments.of_key(key) or arguments.of_batch(few, cfg)
+    if not wrong and set(few) & set(DATA):
+        wrong = arguments.of_values(family, cfg, observed(few))
+    if wrong:
+        raise ValueError(wrong)
+
+
+def _learned(state):
+    """What a run takes over from the State it starts from: all but the step, the key and the optimizer's."""
+    return {name: getattr(state, name) for name in state._fields if name not in ("step", "key", "opt_state")}
+
+
+def _check_start(like, start):
+    if not hasattr(start, "_fields") or (
+        jax.tree.map(jnp.shape, _learned(like)) != jax.tree.map(jnp.shape, _learned(start))
+    ):
         raise ValueError(
             "`start` is a state of other shapes: give both runs the same networks and data shape"
         )
+
+
+def _started(state, start, shardings):
+    """`start` with the step, the key and the optimizer's state of `state`."""
+    given = _learned(start)
     # Copies: what training starts from is donated to it.
     placed = {name: jax.device_put(value, getattr(shardings, name)) for name, value in given.items()}
     return state._replace(**jax.tree.map(jnp.copy, placed))

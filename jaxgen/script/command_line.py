@@ -44,12 +44,21 @@ def one_line_errors():
             warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
             yield
     except KeyboardInterrupt as interrupt:
-        print(f"\n{interrupt or 'interrupted'}", file=sys.stderr)
+        print(f"\n{str(interrupt) or 'interrupted'}", file=sys.stderr)
         raise SystemExit(130) from None
     except (data.DataError, directory.RunError, ValueError, FloatingPointError) as error:
         if os.environ.get("JAXGEN_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if os.environ.get("JAXGEN_TRACEBACK"):
+            raise
+        if isinstance(error, BrokenPipeError):  # of `| head`, which has read enough
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - nobody reads on
+            raise SystemExit(0) from None
+        place = f": {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror or error}{place}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

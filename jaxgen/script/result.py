@@ -95,12 +95,12 @@ def file_name(data: str) -> str:
 def training_minutes(run_dir: Path) -> float:
     """Minutes of training by the log, including those before the run was resumed.
 
-    Those of the run given as `start`, and of a first stage in the folder `first`, are included.
+    Those of the run given as `start`, and of earlier stages in folders of the run, are included.
     """
     minutes = 0.0
-    for folder in (run_dir, run_dir / "first"):
+    for log in sorted(run_dir.rglob("metrics.jsonl")):
         step = 0
-        for row in directory.read_metrics(folder):
+        for row in directory.read_metrics(log.parent):
             minutes += (row["step"] - step) / row["steps_per_second"] / 60
             step = int(row["step"])
     if not (run_dir / "config.json").exists():

@@ -2,30 +2,30 @@
 
 import dataclasses
 import functools
+import sys
 from typing import Any
 
 import jax
 
 import jaxgen
-from jaxgen.diffusion import latent
 from jaxgen.run import shard
 
 
-def first_stage(
-    train: Any, cfg: latent.Config, options: Any, steps: int
-) -> tuple[latent.Config, latent.State]:
-    """The config and a State of latent diffusion around a trained first stage: a `Before` of a `System`.
+def first_stage(train: Any, cfg: Any, options: Any, steps: int) -> tuple[Any, Any]:
+    """The config and a State of a model of codes around a trained first stage: a `Before` of a `System`.
 
-    With `--start` it is that of this run, of a latent diffusion or of one of its first stages; else it is
-    trained now, for `steps` steps, in the folder `first` of the run.
+    The model is of a family with `first_config` and `around`: latent diffusion, or a prior of a VQ-VAE's
+    codes. With `--start` it is that of this run, of such a model or of one of its first stages; else the
+    first stage is trained now, for `steps` steps, in the folder `first` of the run.
 
     Raises ValueError if the data of the run to start from have another shape.
     """
     key = jax.random.fold_in(jax.random.key(options.seed), 3)
+    model = sys.modules[type(cfg).__module__]
     if options.start is None:
         first = jaxgen.fit(
-            latent.family_of(cfg.first),
-            latent.first_config(cfg),
+            sys.modules[type(cfg.first).__module__],
+            model.first_config(cfg),
             train,
             steps=steps,
             batch_size=options.batch_size,
@@ -38,7 +38,7 @@ def first_stage(
         family, first_cfg, first = jaxgen.load(options.start)
         if first_cfg.shape != cfg.shape:
             raise ValueError(f"{options.start} is of data {first_cfg.shape}, and these are {cfg.shape}")
-        if family is latent:
+        if family is model:
             return cfg, first
         cfg = dataclasses.replace(cfg, first=first_cfg)
-    return cfg, jax.jit(functools.partial(latent.around, cfg=cfg))(key, first, batch=train[:2000])
+    return cfg, jax.jit(functools.partial(model.around, cfg=cfg))(key, first, batch=train[:2000])

@@ -8,6 +8,7 @@ A script is a dict of `System` and a call of `main`:
 """
 
 import dataclasses
+import difflib
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -47,7 +48,7 @@ class Options:
     """Directory of the run; an existing one is resumed. By default a new one under runs/."""
     start: Path | None = None
     """Directory of a run from whose parameters training is initialised. It must have the same networks, while
-    other options may differ. For latent diffusion it may also be the run of a first stage."""
+    other options may differ. For models of codes it may also be the run of a first stage."""
     results: Path | None = None
     """Also write the result, <system>-<data>/result.json with its pictures, into this folder."""
     fsdp: int = 1
@@ -60,6 +61,8 @@ class Options:
     """Steps between pictures of samples; 0 for none."""
     save_every: int = 1000
     """Steps between checkpoints; 0 for one at the end."""
+    evaluate: Literal["none", "quick", "full"] = "full"
+    """How much is measured after training: all of it, or that of few examples and samples, or nothing."""
     num_samples: int = 10_000
     """Largest number of samples that are compared with the test split; 0 for none."""
     extractor: str | None = None
@@ -91,8 +94,16 @@ class System:
     """(data, metric) -> the published figure and its source."""
 
 
-def main(systems: Mapping[str, System], arguments: list[str] | None = None) -> None:
-    """The command line of a script: one subcommand per system."""
+def main(
+    systems: Mapping[str, System], arguments: list[str] | None = None, module: str | None = None
+) -> None:
+    """The command line of a script: one subcommand per system.
+
+    Args:
+        systems: by the name of the subcommand.
+        arguments: those of the command line; by default those of this program.
+        module: where the systems can be imported from as SYSTEMS; by default the running script.
+    """
     import tyro
 
     arguments = sys.argv[1:] if arguments is None else list(arguments)
@@ -105,24 +116,32 @@ def main(systems: Mapping[str, System], arguments: list[str] | None = None) -> N
             options: Annotated[Options, tyro.conf.arg(name="")] = system.options,
             config: Annotated[config_type, tyro.conf.arg(name="")] = default,  # type: ignore[valid-type]
         ) -> None:
-            run_system(name, system, options, command_line.chosen(config))
+            run_system(name, system, options, command_line.chosen(config), module)
 
         command.__doc__ = f"{name}: {system.paper}\n\n{command_line.choices(system.config)}"
         return command
 
     with command_line.one_line_errors():
-        if arguments and arguments[0] in systems:
-            system = systems[arguments[0]]
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in systems:
+            near = difflib.get_close_matches(arguments[0], systems, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(systems)}"
+            raise ValueError(f"there is no system {arguments[0]!r}: {hint}")
+        program = Path(sys.argv[0]).name if module is None else "jaxgen train"
+        if arguments and arguments[0] in systems:  # the others need no parsers, which take seconds
+            name, system = arguments[0], systems[arguments[0]]
             cfg, rest = command_line.choose(system.config, arguments[1:])
-            systems = {**systems, arguments[0]: dataclasses.replace(system, config=cfg)}
-            arguments = [arguments[0], *rest]
+            chosen = subcommand(name, dataclasses.replace(system, config=cfg))
+            tyro.cli(chosen, prog=f"{program} {name}", args=rest)
+            return
         tyro.extras.subcommand_cli_from_dict(
-            {name: subcommand(name, system) for name, system in systems.items()}, args=arguments
+            {name: subcommand(name, system) for name, system in systems.items()}, prog=program, args=arguments
         )
 
 
-def run_system(name: str, system: System, options: Options, cfg: Any) -> Any:
+def run_system(name: str, system: System, options: Options, cfg: Any, module: str | None = None) -> Any:
     """Train and evaluate one system as its script does, and return the State."""
+    if options.steps is not None and options.steps < 1:  # before a first stage is trained
+        raise ValueError(f"steps must be at least 1, not {options.steps}")
     shard.initialize()
     run_dir = options.run_dir or _new_run_dir(name, options)
     options = dataclasses.replace(options, run_dir=run_dir)
@@ -132,7 +151,8 @@ def run_system(name: str, system: System, options: Options, cfg: Any) -> Any:
     )
     cfg = types.from_data(system.family, train, cfg)
     start = None
-    about: dict[str, Any] = {"system": f"{main_module()}:{name}", "image_size": options.image_size}
+    module = module or main_module()
+    about: dict[str, Any] = {"system": f"{module}:{name}", "image_size": options.image_size}
     if options.start is not None:
         about["start_minutes"] = result.training_minutes(directory.resolve(options.start))
     if system.before is not None:
@@ -159,6 +179,8 @@ def run_system(name: str, system: System, options: Options, cfg: Any) -> Any:
         else None,
         facts=about,
     )
+    if options.evaluate == "none":
+        return state
     evaluate_run(
         system.family,
         cfg,
@@ -170,8 +192,9 @@ def run_system(name: str, system: System, options: Options, cfg: Any) -> Any:
         num_samples=options.num_samples,
         extractor=options.extractor,
         evaluate=system.evaluate,
+        quick=options.evaluate == "quick",
     )
-    if options.results and jax.process_index() == 0:
+    if options.results and options.evaluate == "full" and jax.process_index() == 0:
         folder, published = options.results, system.published
         result.write(folder, run_dir, name, system.paper, options.data, options.seed, published)
     return state

@@ -15,9 +15,9 @@ import jaxgen
 from jaxgen import data, shard, values
 from jaxgen.autoencoder import networks, vae
 from jaxgen.autoencoder.flows import Flow, GivenSteps, Steps
-from jaxgen.autoencoder.likelihoods import Bernoulli, Gaussian, LogisticMixture
 from jaxgen.autoencoder.objectives import ELBO, IWAE, DReG
 from jaxgen.autoencoder.posteriors import Categorical, LogNormal
+from jaxgen.likelihoods import Bernoulli, Gaussian, LogisticMixture
 from jaxgen.run import directory
 from tests.autoencoder.linear import LinearDecoder, LinearEncoder, convolutional, dense
 

@@ -197,5 +197,3 @@ def test_bad_input_is_named(points):
         )
     with pytest.raises(ValueError, match="needs labels"):
         gda.init(jax.random.key(0), config(num_classes=0))
-    with pytest.raises(ValueError, match=r"\[0, 1\], not 2"):
-        gda.init(jax.random.key(0), config(shrinkage=2))

@@ -197,6 +197,14 @@ def test_a_batch_split_over_devices_gives_the_same_step(points):
 
 
 @pytest.mark.slow
+def test_no_tolerance_takes_every_step():
+    """Long after the likelihood has stopped rising, when rounding makes it fall now and then."""
+    x = np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32)
+    state = gmm.fit(x, gmm.Config(num_components=3, tolerance=0.0, max_steps=2000))
+    assert state.step == 2000
+
+
+@pytest.mark.slow
 def test_an_empty_component_stays_where_it_is():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(100, 2)), jnp.float32)
     params = gmm.Params(

@@ -145,6 +145,14 @@ def test_one_state_is_a_mixture_of_independent_frames(covariance):
 
 
 @pytest.mark.slow
+def test_no_tolerance_takes_every_step():
+    """Long after the likelihood has stopped rising, when rounding makes it fall now and then."""
+    x = np.random.default_rng(0).integers(0, 3, (20, 10))
+    cfg = hmm.Config(shape=(10,), num_states=2, emission=Symbols(3), tolerance=0.0, max_steps=2000)
+    assert hmm.fit(x, cfg).step == 2000
+
+
+@pytest.mark.slow
 def test_variances_begin_with_the_regularization():
     cfg = gaussian(regularization=0.3)
     still = jnp.zeros((2, 9, 2)).at[0].set(1.0)

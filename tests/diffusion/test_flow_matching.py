@@ -284,11 +284,11 @@ def test_what_does_not_go_together_is_refused(exact):
         flow_matching.log_prob(exact, jnp.zeros((1, 3)), EXACT, num_probes=1)
     with pytest.raises(ValueError, match="euler, midpoint, heun, rk4"):
         ode.solve(lambda x, t: x, jnp.zeros(1), jnp.linspace(0.0, 1.0, 3), "dopri5")
-    with pytest.raises(ValueError, match="at least 1 step"):
+    with pytest.raises(ValueError, match="at least 1"):
         flow_matching.sample(jax.random.key(0), exact, 2, EXACT, steps=0)
-    with pytest.raises(ValueError, match="at least 1 step"):
+    with pytest.raises(ValueError, match="at least 1"):
         flow_matching.log_prob(exact, jnp.zeros((1, 3)), EXACT, steps=0)
-    with pytest.raises(ValueError, match="at least 1 step"):
+    with pytest.raises(ValueError, match="at least 1"):
         ode.solve(lambda x, t: x, jnp.zeros(1), jnp.zeros(1))
     with pytest.raises(ValueError, match="5 frames of 4 steps"):
         flow_matching.trajectory(jax.random.key(0), exact, 2, EXACT, steps=4, frames=5)

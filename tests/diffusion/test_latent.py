@@ -65,7 +65,6 @@ def test_a_config_holds_those_of_the_first_stage_and_of_the_codes():
     assert latent.code_shape(latent.Config(shape=QUANTISED.shape, first=QUANTISED)) == (3, 2)
     assert values.from_json(values.to_json(cfg)) == cfg
     for name in (
-        "jaxgen.diffusion.networks:Config",
         "jaxgen.diffusion.latent:State",
         "jaxgen.script:Options",
     ):

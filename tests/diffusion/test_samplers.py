@@ -300,5 +300,5 @@ def test_what_cannot_be_sampled_is_refused():
     with pytest.raises(ValueError, match="3 frames of 2 steps"):
         samplers.ddim.path(MODEL, x, short, [4, 2]).frames(3)
     for value in (samplers.DDIM, samplers.DDPM, samplers.DPMSolverPP, samplers.Heun):
-        with pytest.raises(ValueError, match="at least 1 step"):
+        with pytest.raises(ValueError, match="at least 1"):
             value(0)

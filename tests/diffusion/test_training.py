@@ -138,7 +138,7 @@ def test_labels_are_withheld_as_often_as_said(family):
         for share in (0.0, 0.25)
     ]
     assert found[1] - found[0] == pytest.approx(0.25 * 2**2, abs=0.05)
-    with pytest.raises(ValueError, match="label_dropout must be between 0 and 1, got 1"):
+    with pytest.raises(ValueError, match="label_dropout must be at least 0 and at most 1, not 1"):
         family.loss({}, batch, jax.random.key(0), dataclasses.replace(cfg, label_dropout=1.5))
 
 

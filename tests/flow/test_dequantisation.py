@@ -127,7 +127,7 @@ def test_data_without_levels():
     np.testing.assert_array_equal(log_ratio, 0)
     with pytest.raises(ValueError, match="variational dequantisation is for pixels"):
         SMALL.init(jax.random.key(0), SHAPE, 0)
-    with pytest.raises(ValueError, match="at least one layer"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         dataclasses.replace(SMALL, num_layers=0).init(jax.random.key(0), SHAPE, LEVELS)
 
 

@@ -135,7 +135,7 @@ def test_labels_where_none_were_trained_and_none_where_they_were():
     [
         ({"shape": (28, 28, 1), "num_levels": 3}, "a side of 28 can be squeezed 2 times, not 3: pad to 32"),
         ({"shape": (2,)}, r"a flow of images takes \(height, width, channels\), got \(2,\)"),
-        ({"num_steps": 0}, "at least one layer"),
+        ({"num_steps": 0}, "must be at least 1"),
         ({"preprocessing": Logit()}, "logit preprocessing is for pixels"),
         ({"dequantisation": NOISE}, "variational dequantisation is for pixels"),
     ],

@@ -83,7 +83,7 @@ def test_one_dimension_is_enough_and_sees_the_label():
 
 
 def test_no_layer_is_refused():
-    with pytest.raises(ValueError, match="at least one layer"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         maf.init(jax.random.key(0), dataclasses.replace(POINTS, num_layers=0))
 
 

@@ -184,7 +184,7 @@ def test_scales_that_only_shrink_do_not_vanish():
     back, back_log_slope = transform.inverse(raw, found)
     np.testing.assert_allclose(back, y, rtol=1e-6)
     np.testing.assert_array_equal(back_log_slope, -log_slope)
-    with pytest.raises(ValueError, match="max_log_scale must be positive"):
+    with pytest.raises(ValueError, match="max_log_scale must be above 0"):
         SigmoidAffine(max_log_scale=0.0)
 
 

@@ -101,7 +101,7 @@ def test_the_root_has_derivatives_of_every_order():
 
 
 def test_no_layer_is_refused():
-    with pytest.raises(ValueError, match="at least one layer"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         planar.init(jax.random.key(0), dataclasses.replace(POINTS, num_layers=0))
 
 

@@ -35,7 +35,7 @@ def test_alpha_sets_how_far_the_ends_are_moved_in():
     end = lambda alpha: Logit(alpha).bijector(1, 256).inverse(params, jnp.full((1, 1), 30.0))[0][0, 0]
     assert end(0.05) > end(0.01) > 1 + 1 / 255
     for alpha in (0.0, 0.5, -1.0):
-        with pytest.raises(ValueError, match="alpha must be between 0 and"):
+        with pytest.raises(ValueError, match=r"alpha must be above 0 and below 0\.5"):
             Logit(alpha)
 
 

@@ -119,7 +119,7 @@ def test_labels_where_none_were_trained_and_none_where_they_were():
 def test_data_it_cannot_take_are_refused():
     with pytest.raises(ValueError, match="a coupling needs at least two dimensions"):
         realnvp.init(jax.random.key(0), dataclasses.replace(POINTS, shape=(1,)))
-    with pytest.raises(ValueError, match="at least one layer"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         realnvp.init(jax.random.key(0), dataclasses.replace(POINTS, num_layers=0))
     with pytest.raises(ValueError, match="logit preprocessing is for pixels"):
         realnvp.init(jax.random.key(0), dataclasses.replace(POINTS, preprocessing=Logit()))

@@ -90,7 +90,7 @@ def test_one_dimension_needs_the_autoregressive_layer():
     cfg = dataclasses.replace(LAYERS["autoregressive"], shape=(1,))
     state = jax.eval_shape(lambda: spline.init(jax.random.key(0), cfg))
     assert jax.eval_shape(lambda s: spline.log_prob(s, jnp.zeros((3, 1)), cfg), state).shape == (3,)
-    with pytest.raises(ValueError, match="at least one layer"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         spline.init(jax.random.key(0), dataclasses.replace(cfg, num_layers=0))
 
 

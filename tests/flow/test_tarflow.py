@@ -194,6 +194,22 @@ def test_without_gaussian_noise_nothing_is_taken_out():
     np.testing.assert_array_equal(draw(True), draw(False))
 
 
+def test_features_are_dropped_in_training_only():
+    """By another key others, in every block; what is evaluated drops none."""
+    cfg = dataclasses.replace(PATCHES, network=Transformer(8, 2, 2, dropout=0.5))
+    state, x = started(cfg, 0.5), images(8)
+    first, second = jax.random.split(jax.random.key(0))
+    run = lambda cfg, key: float(tarflow.loss(state.params, {"image": x}, key, cfg)[0])
+    assert run(cfg, first) == run(cfg, first) != run(cfg, second)
+    assert run(PATCHES, first) == run(PATCHES, second)
+    np.testing.assert_array_equal(tarflow.log_prob(state, x, cfg), tarflow.log_prob(state, x, PATCHES))
+    drops = [
+        tarflow.block(cfg, index, first).forward(jax.tree.map(lambda p: p[0], state.params[2]), tokens(8))[0]
+        for index in (0, 2)
+    ]
+    assert (drops[0] != drops[1]).any()
+
+
 def test_noise_of_training_is_as_wide_as_it_says():
     x = jnp.zeros((4000, 2, 6, 1))
     added = lambda cfg: np.asarray(tarflow.training_data(jax.random.key(0), {"image": x}, cfg))
@@ -281,7 +297,7 @@ def test_labels_where_none_were_trained_and_none_where_they_were():
         ({"patch": 4}, "4x4 patches do not cut 2x6 images into two or more: take a side of 1, 2"),
         ({"shape": (2, 2, 1)}, "2x2 patches do not cut 2x2 images into two or more: take a side of 1$"),
         ({"shape": (12,)}, r"TarFlow takes images \(height, width, channels\), got \(12,\): use maf"),
-        ({"num_layers": 0}, "at least one layer"),
+        ({"num_layers": 0}, "must be at least 1"),
         ({"preprocessing": Logit()}, "logit preprocessing is for pixels"),
         (
             {"preprocessing": Logit(), "noise": GaussianNoise(), "levels": 9},
@@ -296,7 +312,7 @@ def test_what_it_cannot_take_is_refused(options, message):
 
 
 def test_no_noise_is_no_gaussian_noise():
-    with pytest.raises(ValueError, match="std of noise must be positive"):
+    with pytest.raises(ValueError, match="std must be above 0"):
         GaussianNoise(0.0)
 
 

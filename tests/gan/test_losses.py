@@ -1,12 +1,14 @@
 """Adversarial losses against closed forms, the divergences they estimate, and what defines a conjugate."""
 
+import typing
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from jaxgen.gan.losses import DIVERGENCES, LOSSES, wright_omega
+from jaxgen.gan.losses import DIVERGENCES, LOSSES, LossName, wright_omega
 
 P, Q = np.array([0.2, 0.5, 0.3]), np.array([0.4, 0.35, 0.25])
 JENSEN_SHANNON = 0.5 * (P * np.log(2 * P / (P + Q)) + Q * np.log(2 * Q / (P + Q))).sum()
@@ -252,3 +254,7 @@ def test_jensen_shannon_by_quadrature():
     js = DIVERGENCES["jensen_shannon"]
     bound = np.trapezoid(density(x, 0.0) * js.activation(logits) - density(x, 3.0) * js.composite(logits), x)
     assert bound == pytest.approx(exact, abs=1e-6)
+
+
+def test_a_config_can_name_every_loss():
+    assert set(typing.get_args(LossName)) == set(LOSSES)

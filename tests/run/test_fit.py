@@ -15,15 +15,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxgen
 from jaxgen import data, shard
 from jaxgen.autoencoder import vae
-from jaxgen.autoencoder.likelihoods import Gaussian
 from jaxgen.autoencoder.networks import DenseEncoder
 from jaxgen.classical import gmm
 from jaxgen.classical.emissions import Symbols
+from jaxgen.energy import rbm
+from jaxgen.likelihoods import Gaussian
 from jaxgen.run import checkpoint, directory, dispatch
 from tests import line
 
@@ -175,6 +177,33 @@ def test_an_unwritable_run_directory_is_one_line(ring, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(jaxgen.RunError, match="cannot write to the run directory"):
         fit(ring, 3, run_dir=tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"key": 0}, r"key must be a typed key such as jax.random.key\(0\), not 0"),
+        ({"key": np.zeros(2, np.uint32)}, r"key must be a typed key .*, not ndarray uint32 \(2,\)"),
+        ({"dataset": np.zeros((4, 2))}, r"of type ndarray: arrays are one as data.Dataset\("),
+        ({"cfg": gmm.Config()}, r"cfg must be a Config of tests.line, not jaxgen.classical.gmm.Config"),
+        ({"cfg": line.Config(shape=(3,))}, r"must be of shape \(B, 3\), not \(2000, 2\)"),
+        ({"cfg": line.Config(learning_rate="fast")}, r"learning_rate must be a number, not 'fast'"),
+    ],
+)
+def test_wrong_arguments_are_named_before_the_first_step(ring, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        fit(**{"dataset": ring, "steps": 3, "run_dir": tmp_path / "run", **options})
+    with pytest.raises(ValueError, match="a family is a module"):
+        jaxgen.fit("vae", line.Config(), ring, steps=1, batch_size=8, key=KEY)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("family", [vae, rbm])
+def test_bits_of_numbers_that_are_none_are_refused(family):
+    wide = data.Dataset("table", "train", {"x": np.linspace(-3, 2, 64, dtype=np.float32).reshape(32, 2)})
+    message = r"(Bernoulli|Bits) is of bits in \[-1, 1\].* from -3 to 2: take another .*Gaussian"
+    with pytest.raises(ValueError, match=message):
+        jaxgen.fit(family, family.Config(shape=(2,)), wide, steps=1, batch_size=8, key=KEY)
 
 
 def test_a_batch_that_does_not_split_is_refused(ring):
@@ -472,3 +501,57 @@ def test_two_processes_equal_one(ring, tmp_path):
         alone = fit(dataset, 12, mesh=shard.mesh(2)).params
         np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), alone, rtol=1e-6, atol=1e-7)
         assert [row["step"] for row in directory.read_metrics(tmp_path / name)] == [5, 6, 10, 12]
+
+
+def test_a_run_directory_in_use_is_refused_until_its_holder_dies(ring, tmp_path):
+    """Another process holds the lock, and is killed."""
+    code = (
+        "import sys, time; from pathlib import Path; from jaxgen.run import directory\n"
+        "with directory.lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(jaxgen.RunError, match=rf"is in use by process {other.pid} on .*: stop it, or"):
+            fit(ring, 1, run_dir=tmp_path)
+        assert not checkpoint.steps(tmp_path)
+        other.kill()
+    fit(ring, 1, run_dir=tmp_path)
+    assert checkpoint.steps(tmp_path) == [1]
+
+
+def test_a_run_that_went_further_is_refused(ring, tmp_path):
+    fit(ring, 3, run_dir=tmp_path)
+    with pytest.raises(jaxgen.RunError, match="has reached step 3: choose as many steps or more, not 2"):
+        fit(ring, 2, run_dir=tmp_path)
+
+
+def test_optimizers_that_look_alike_are_told_apart(ring, tmp_path):
+    cfg = vae.Config(shape=(2,), encoder=DenseEncoder((4,)), likelihood=Gaussian(), optimizer=optax.sgd(0.1))
+    options = {"batch_size": 16, "key": KEY, "mesh": MESH, "sample_every": 0, "run_dir": tmp_path}
+    for steps in (1, 2):
+        jaxgen.fit(vae, cfg, ring, steps=steps, **options)
+    other = dataclasses.replace(cfg, optimizer=optax.sgd(0.5))
+    with pytest.raises(jaxgen.RunError, match=r"holds another run .*program is"):
+        jaxgen.fit(vae, other, ring, steps=3, **options)
+
+
+@pytest.mark.parametrize("wrong", ["start", "batch"])
+def test_a_refused_run_leaves_no_directory(ring, tmp_path, wrong):
+    if wrong == "start":
+        options = {"start": line.init(KEY, line.Config(shape=(3,)))}
+    else:
+        options = {"cfg": line.Config(transform=lambda: None), "dataset": data.load("digits")}
+    with pytest.raises(ValueError):
+        fit(**{"dataset": ring, "steps": 1, "run_dir": tmp_path / "run", **options})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "3", '{"family": "tests.line"}', '{"family": []}'])
+def test_a_description_of_something_else_is_one_line(ring, tmp_path, text):
+    fit(ring, 1, run_dir=tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    for use in (jaxgen.load, lambda run_dir: fit(ring, 2, run_dir=run_dir)):
+        with pytest.raises(jaxgen.RunError, match="is not the description of a run: it has no"):
+            use(tmp_path)

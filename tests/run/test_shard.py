@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import jaxgen
-from jaxgen import shard
+from jaxgen import data, shard
 from tests import line
 
 
@@ -100,8 +100,9 @@ def test_a_mesh_that_could_wait_for_ever_is_refused(monkeypatch, threads):
     monkeypatch.setattr(shard, "_num_cores", lambda: 2)
     with pytest.raises(ValueError, match=r"8 virtual devices on 8 threads .* NPROC=32"):
         shard.mesh()
+    options = {"steps": 1, "batch_size": 8, "key": jax.random.key(0), "mesh": whole}
     with pytest.raises(ValueError, match="NPROC=32"):
-        jaxgen.fit(line, line.Config(), None, steps=1, batch_size=8, key=jax.random.key(0), mesh=whole)
+        jaxgen.fit(line, line.Config(), data.load("moons"), **options)
     shard.mesh(data=1)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import jaxgen
 from experiments import autoencoder
 from jaxgen import cli, data, keys
 from jaxgen.autoencoder import vae
+from jaxgen.classical import ppca
 from jaxgen.evaluation import likelihood
 from jaxgen.evaluation.metric import metric
 from jaxgen.run import checkpoint, directory
@@ -75,7 +77,7 @@ def test_a_script_leaves_a_whole_run_directory(finished):
     names = {path.name for path in (folder / "run").iterdir()}
     pictures = {"reconstructions.png", "manifold.png", "codes.png", "curves.png", "neighbours.png"}
     assert (
-        names
+        names - {".lock"}
         == {"config.json", "metrics.jsonl", "samples", "checkpoints", "report.json", "report.html"} | pictures
     )
     assert "nll_iwae_1000" in result.stdout
@@ -350,3 +352,44 @@ def test_a_part_of_a_stranger_is_refused_by_load(tmp_path):
     directory.write_text(tmp_path / "config.json", json.dumps(description))
     with pytest.raises(jaxgen.RunError, match="subprocess"):
         jaxgen.load(tmp_path)
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Runs of scripts on one device, which is quicker than on eight virtual ones."""
+    mesh = systems.shard.mesh(1)
+    monkeypatch.setattr(systems.shard, "mesh", lambda fsdp=1: mesh)
+
+
+@pytest.mark.usefixtures("one_device")
+def test_the_installed_command_trains_a_family(tmp_path, capsys):
+    command = ["train", "ppca", "--steps", "2", "--sample-every", "0", "--run-dir", str(tmp_path / "run")]
+    cli.main([*command, "--num-samples", "0"])
+    printed = capsys.readouterr().out
+    assert "evaluation of 64 test examples ..." in printed
+    assert re.search(r"evaluation of 64 test examples: \d+ s", printed)
+    assert re.search(r"^nll +.* \(n = 64\)$", printed, re.MULTILINE)
+    assert systems.of_run(tmp_path / "run").family is ppca
+    with pytest.raises(SystemExit):
+        cli.main(["train", "pcpa"])
+    assert capsys.readouterr().err == "error: there is no system 'pcpa': did you mean ppca?\n"
+
+
+@pytest.mark.usefixtures("one_device")
+def test_no_evaluation_writes_no_report(tmp_path, capsys):
+    command = ["train", "ppca", "--steps", "2", "--sample-every", "0", "--run-dir", str(tmp_path / "run")]
+    cli.main([*command, "--evaluate", "none"])
+    assert "evaluation" not in capsys.readouterr().out
+    assert not (tmp_path / "run" / "report.json").exists()
+
+
+def test_every_preset_can_be_trained_from_the_shell():
+    from jaxgen.script import presets
+
+    assert {path.rpartition(".")[2] for path in jaxgen.families()} <= set(presets.SYSTEMS)
+    assert {"dcgan", "wgan_gp"} <= set(presets.SYSTEMS)
+
+
+def test_the_version_is_printed(capsys):
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"jaxgen {jaxgen.__version__}\n"

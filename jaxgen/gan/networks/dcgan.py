@@ -8,6 +8,7 @@ from typing import Literal
 import flax.linen as nn
 from jax import Array
 
+from jaxgen.fields import Decay, NonNegativeFloat, NonNegativeInt, PositiveInt
 from jaxgen.gan.networks import layers
 from jaxgen.nn import conv
 
@@ -21,17 +22,17 @@ class Generator(nn.Module):
     Raises ValueError for images whose size is not divisible by 2^len(widths).
     """
 
-    widths: tuple[int, ...] = (128, 64)
+    widths: tuple[PositiveInt, ...] = (128, 64)
     """Channels from the smallest images to the largest."""
     normalization: Literal["none", "batch", "conditional"] = "batch"
     """Normalization of the hidden layers; the conditional one has scales and biases of each class."""
     upsampling: Literal["transposed", "nearest"] = "transposed"
     """How the size is doubled."""
-    std: float = 0.02
+    std: NonNegativeFloat = 0.02
     """Standard deviation of the initial weights; 0 for He's."""
-    shape: tuple[int, ...] | None = None
+    shape: tuple[PositiveInt, ...] | None = None
     """Shape of one example; filled in from the Config."""
-    num_labels: int | None = None
+    num_labels: NonNegativeInt | None = None
     """Classes whose one-hot label is the end of the codes; filled in from the Config."""
     dtype: str | None = None
     """Compute dtype; filled in from the Config."""
@@ -69,13 +70,13 @@ class Discriminator(nn.Module):
     Spectral normalization takes in the first as well. Any image size will do.
     """
 
-    widths: tuple[int, ...] = (64, 128)
+    widths: tuple[PositiveInt, ...] = (64, 128)
     """Channels from the largest images to the smallest."""
     normalization: Literal["none", "batch", "layer", "spectral"] = "batch"
     """Normalization of the hidden layers, or of the weights of all layers (spectral)."""
-    dropout: float = 0.0
+    dropout: Decay = 0.0
     """Share of the hidden units that are dropped in training."""
-    std: float = 0.02
+    std: NonNegativeFloat = 0.02
     """Standard deviation of the initial weights; 0 for He's."""
     dtype: str | None = None
     """Compute dtype; filled in from the Config."""

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from jaxgen.fields import PositiveInt
 from jaxgen.gan.conditioning import Conditioning, Verdict
 from jaxgen.gan.networks import layers
 from jaxgen.values import Value
@@ -20,7 +21,7 @@ KERNEL_DIMENSIONS = 5
 class GroupStddev(Value):
     """One feature more: the standard deviation of features in groups of judgements (Karras et al. 2018)."""
 
-    size: int = 4
+    size: PositiveInt = 4
     """Judgements of a group."""
 
     def __call__(self, features: Array) -> Array:
@@ -32,7 +33,7 @@ class GroupStddev(Value):
 class MinibatchDiscrimination(Value):
     """More features: how near each judgement lies to the others under kernels (Salimans et al. 2016)."""
 
-    kernels: int = 50
+    kernels: PositiveInt = 50
     """Number of kernels, each of which adds a feature."""
 
     def __call__(self, features: Array) -> Array:

@@ -6,6 +6,7 @@ from typing import Literal
 import flax.linen as nn
 from jax import Array
 
+from jaxgen.fields import Decay, NonNegativeFloat, NonNegativeInt, PositiveInt
 from jaxgen.gan.networks import layers
 
 MAXOUT_PIECES = 5
@@ -14,15 +15,15 @@ MAXOUT_PIECES = 5
 class Generator(nn.Module):
     """ReLU layers of the given widths; images end in tanh, anything else in no nonlinearity."""
 
-    widths: tuple[int, ...] = (128, 128)
+    widths: tuple[PositiveInt, ...] = (128, 128)
     """Widths of the hidden layers."""
     normalization: Literal["none", "batch", "conditional"] = "none"
     """Normalization of the hidden layers; the conditional one has scales and biases of each class."""
-    std: float = 0.0
+    std: NonNegativeFloat = 0.0
     """Standard deviation of the initial weights; 0 for He's."""
-    shape: tuple[int, ...] | None = None
+    shape: tuple[PositiveInt, ...] | None = None
     """Shape of one example; filled in from the Config."""
-    num_labels: int | None = None
+    num_labels: NonNegativeInt | None = None
     """Classes whose one-hot label is the end of the codes; filled in from the Config."""
     dtype: str | None = None
     """Compute dtype; filled in from the Config."""
@@ -43,15 +44,15 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Layers of the given widths, with LeakyReLU, ReLU or the largest of five linear pieces."""
 
-    widths: tuple[int, ...] = (128, 128)
+    widths: tuple[PositiveInt, ...] = (128, 128)
     """Widths of the hidden layers."""
     normalization: Literal["none", "batch", "layer", "spectral"] = "none"
     """Normalization of the hidden layers, or of the weights of all layers (spectral)."""
     activation: Literal["leaky_relu", "relu", "maxout"] = "leaky_relu"
     """Nonlinearity of the hidden layers."""
-    dropout: float = 0.0
+    dropout: Decay = 0.0
     """Share of the hidden units that are dropped in training."""
-    std: float = 0.0
+    std: NonNegativeFloat = 0.0
     """Standard deviation of the initial weights; 0 for He's."""
     dtype: str | None = None
     """Compute dtype; filled in from the Config."""

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxgen.fields import PositiveInt
 from jaxgen.gan.networks import layers
 from jaxgen.nn import conv
 
@@ -27,11 +28,11 @@ class Generator(nn.Module):
     Raises ValueError for images whose size is not divisible by 2^(len(widths) - 1).
     """
 
-    widths: tuple[int, ...] = (64, 64, 64)
+    widths: tuple[PositiveInt, ...] = (64, 64, 64)
     """Channels from the smallest images to the largest."""
-    blocks: int = 2
+    blocks: PositiveInt = 2
     """Residual blocks at each size."""
-    shape: tuple[int, ...] | None = None
+    shape: tuple[PositiveInt, ...] | None = None
     """Shape of one example; filled in from the Config."""
     dtype: str | None = None
     """Compute dtype; filled in from the Config."""
@@ -59,9 +60,9 @@ class Discriminator(nn.Module):
     Raises ValueError for images whose size is not divisible by 2^(len(widths) - 1).
     """
 
-    widths: tuple[int, ...] = (64, 64, 64)
+    widths: tuple[PositiveInt, ...] = (64, 64, 64)
     """Channels from the largest images to the smallest."""
-    blocks: int = 2
+    blocks: PositiveInt = 2
     """Residual blocks at each size."""
     dtype: str | None = None
     """Compute dtype; filled in from the Config."""

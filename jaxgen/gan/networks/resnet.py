@@ -9,6 +9,7 @@ from typing import Literal
 import flax.linen as nn
 from jax import Array
 
+from jaxgen.fields import NonNegativeInt, PositiveInt
 from jaxgen.gan.networks import layers
 from jaxgen.nn import conv, norm
 
@@ -22,13 +23,13 @@ class Generator(nn.Module):
     Raises ValueError for images whose size is not divisible by 2^len(widths).
     """
 
-    widths: tuple[int, ...] = (128, 128)
+    widths: tuple[PositiveInt, ...] = (128, 128)
     """Channels from the smallest images to the largest."""
     normalization: Literal["none", "batch", "conditional"] = "batch"
     """Normalization of the hidden layers; the conditional one has scales and biases of each class."""
-    shape: tuple[int, ...] | None = None
+    shape: tuple[PositiveInt, ...] | None = None
     """Shape of one example; filled in from the Config."""
-    num_labels: int | None = None
+    num_labels: NonNegativeInt | None = None
     """Classes whose one-hot label is the end of the codes; filled in from the Config."""
     dtype: str | None = None
     """Compute dtype; filled in from the Config."""
@@ -56,7 +57,7 @@ class Discriminator(nn.Module):
     `normalization` is "spectral", "layer" or "none". Images of odd size are not halved.
     """
 
-    widths: tuple[int, ...] = (128, 128, 128)
+    widths: tuple[PositiveInt, ...] = (128, 128, 128)
     """Channels from the largest images to the smallest."""
     normalization: Literal["none", "layer", "spectral"] = "spectral"
     """Normalization of the hidden layers, or of the weights of all layers (spectral)."""

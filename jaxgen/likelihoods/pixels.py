@@ -1,7 +1,4 @@
-"""Likelihoods p(x | z) of a VAE: what the decoder's output means.
-
-A likelihood of one's own is a frozen dataclass that derives from `Likelihood`.
-"""
+"""Likelihoods of bits, of real numbers, and of levels under a mixture of logistics."""
 
 import dataclasses
 import math
@@ -12,57 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgen import distributions
-from jaxgen.values import Value
-
-
-class Likelihood(Value):
-    """A distribution of x (B, *shape) given the decoder's output (B, *shape[:-1], num_outputs).
-
-    `params` are what `init` gives, parameters of the likelihood itself that are trained with the networks.
-    Its fields `shape` and `levels` are filled in from the Config where they are None.
-    """
-
-    measure: str
-    """What `log_prob` is of: "density", "levels", "bits", "counts" or "symbols"."""
-
-    def check(self, shape: tuple[int, ...]) -> None:
-        """Raises ValueError for a shape of data that the likelihood cannot take."""
-
-    def num_outputs(self, num_channels: int) -> int:
-        """Numbers that the decoder gives for a position of the data, which has num_channels."""
-        return num_channels
-
-    def init(self) -> dict[str, Array]:
-        """Parameters of the likelihood itself, before training."""
-        return {}
-
-    def first_bias(self, mean: Array) -> Array:
-        """The output (..., num_outputs) at which an undecided decoder starts, by the mean of x (..., C)."""
-        return mean
-
-    def targets(self, key: Array, x: Array) -> Array:
-        """What the likelihood is of, given data x."""
-        return x
-
-    def training_targets(self, key: Array, x: Array) -> Array:
-        """What the likelihood is of in training."""
-        return self.targets(key, x)
-
-    def inputs(self, x: Array) -> Array:
-        """What the encoder is given of data or targets x."""
-        return x
-
-    def log_prob(self, params: Any, output: Array, x: Array) -> Array:
-        """log p(x | z) of targets x, (B,)."""
-        raise NotImplementedError
-
-    def mean(self, params: Any, output: Array) -> Array:
-        """E[x | z], (B, *shape)."""
-        raise NotImplementedError
-
-    def sample(self, key: Array, params: Any, output: Array) -> Array:
-        """A draw of x given z, (B, *shape)."""
-        raise NotImplementedError
+from jaxgen.fields import NonNegativeInt, PositiveFloat, PositiveInt
+from jaxgen.likelihoods.base import Likelihood, sharpened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +30,12 @@ class Bernoulli(Likelihood):
         mean = jnp.clip((mean + 1) / 2, 0.01, 0.99)
         return jnp.log(mean) - jnp.log1p(-mean)
 
-    def targets(self, key: Array, x: Array) -> Array:
-        """Bits of grey values x on [-1, 1]."""
-        one = x > 0 if self.binarisation == "threshold" else distributions.bernoulli(key, (x + 1) / 2)
+    def targets(self, key: Array | None, x: Array) -> Array:
+        """Bits of grey values x on [-1, 1]; without a key these are cut at 1/2."""
+        if self.binarisation == "threshold" or key is None:
+            one = x > 0
+        else:
+            one = distributions.bernoulli(key, (x + 1) / 2)
         return jnp.where(one, 1.0, -1.0)
 
     def inputs(self, x: Array) -> Array:
@@ -103,6 +54,13 @@ class Bernoulli(Likelihood):
         """Bits, -1 and 1."""
         return 2.0 * distributions.bernoulli(key, jax.nn.sigmoid(output)) - 1
 
+    def sharpened(
+        self, output: Array, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+    ) -> Array:
+        """Logits over the temperature; see `Softmax.sharpened`, of two symbols."""
+        logits = sharpened(jnp.stack([jnp.zeros_like(output), output], -1), temperature, top_k, top_p)
+        return logits[..., 1] - logits[..., 0]
+
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian(Likelihood):
@@ -110,11 +68,11 @@ class Gaussian(Likelihood):
 
     noise: Literal["fixed", "learned", "predicted"] = "fixed"
     """The standard deviation is given, learned for all dimensions together, or decoded for each one."""
-    std: float = 0.1
+    std: PositiveFloat = 0.1
     """Standard deviation of p(x | z), or where it starts."""
     dequantize: bool = True
     """Add uniform noise as wide as the distance of two levels in training, if the data have levels."""
-    levels: int | None = None
+    levels: NonNegativeInt | None = None
     """Values that a pixel of the data has, 0 for real numbers; filled in from the Config."""
 
     measure = "density"
@@ -166,11 +124,11 @@ class LogisticMixture(Likelihood):
     The output are the parameters that `distributions.discretized_logistic_mixture_log_prob` takes.
     """
 
-    num_components: int = 10
+    num_components: PositiveInt = 10
     """Logistics in the mixture of a pixel."""
-    shape: tuple[int, ...] | None = None
+    shape: tuple[PositiveInt, ...] | None = None
     """Shape of an example; filled in from the Config."""
-    levels: int | None = None
+    levels: NonNegativeInt | None = None
     """Values that a pixel of the data has; filled in from the Config."""
 
     measure = "levels"
@@ -190,6 +148,10 @@ class LogisticMixture(Likelihood):
         """The parameters of the mixture of a pixel."""
         return self.num_components * (3 if num_channels == 1 else 10)
 
+    def symbol_size(self, num_channels: int) -> int:
+        """All channels of a pixel."""
+        return num_channels
+
     def first_bias(self, mean: Array) -> Array:
         """A mixture whose components lie evenly over [-1, 1]."""
         num_channels, ones = mean.shape[-1], jnp.ones(self.num_components)
@@ -198,7 +160,7 @@ class LogisticMixture(Likelihood):
         spread = jnp.concatenate([0 * ones, *means, *[-2 * ones] * num_channels, *coefficients])
         return jnp.broadcast_to(spread, (*mean.shape[:-1], spread.size))
 
-    def targets(self, key: Array, x: Array) -> Array:
+    def targets(self, key: Array | None, x: Array) -> Array:
         """x at the nearest of the levels spread evenly over [-1, 1]; 17 levels in 8 bits lie beside them."""
         half = ((self.levels or 256) - 1) / 2
         return jnp.round((x + 1) * half) / half - 1
@@ -217,3 +179,21 @@ class LogisticMixture(Likelihood):
         return distributions.discretized_logistic_mixture_sample(
             key, output, num_channels, self.levels or 256
         )
+
+    def sharpened(
+        self, output: Array, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+    ) -> Array:
+        """Logits of components over the temperature, and scales by it.
+
+        Raises ValueError for top_k or top_p.
+        """
+        if top_k is not None or top_p is not None:
+            raise ValueError("a mixture of logistics has no top_k or top_p: it has a temperature")
+        if temperature == 1.0:
+            return output
+        num_channels, size = (self.shape or (1,))[-1], self.num_components
+        logits, means, log_scales, rest = jnp.split(
+            output, [size, (1 + num_channels) * size, (1 + 2 * num_channels) * size], -1
+        )
+        log_scales = log_scales + math.log(max(temperature, 1e-6))
+        return jnp.concatenate([sharpened(logits, temperature), means, log_scales, rest], -1)

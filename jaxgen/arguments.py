@@ -1,0 +1,139 @@
+"""The check of what the functions of a family are given: keys, States, batches and Configs.
+
+    @checked
+    def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
+
+It looks at types and shapes alone, so that it costs nothing in a compiled program. Values that are out of
+range are found where data are loaded and in `fit`.
+"""
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import flax.errors
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.types import DATA
+
+F = TypeVar("F", bound=Callable)
+
+
+def checked(function: F) -> F:
+    """The function of a family, which raises ValueError for arguments that are not what it takes.
+
+    They are known by their names: `key` is a typed key, `state` and `cfg` are of the annotated classes,
+    `batch` has data of the shape `cfg.shape` and as many of everything else, and `x` is such data.
+    """
+    signature = inspect.signature(function)
+    where = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        wrong = complaint(given, _hints(function))
+        if wrong:
+            raise ValueError(f"{where}: {wrong}")
+        try:
+            return function(*args, **kwargs)
+        except flax.errors.ScopeParamShapeError as error:
+            reason = str(error).partition(" (https://")[0]
+            raise ValueError(f"{where}: the parameters are of another Config: {reason}") from None
+
+    return typing.cast(F, call)
+
+
+def complaint(given: Mapping[str, Any], hints: Mapping[str, Any]) -> str:
+    """What is wrong with the arguments of a call; "" if nothing is."""
+    for name in ("state", "cfg"):
+        wanted = hints.get(name)
+        if name not in given or not isinstance(wanted, type) or wanted is Any:
+            continue
+        if not isinstance(given[name], wanted):
+            return f"{name} must be {_class(wanted)}, not {_class(type(given[name]))}"
+    cfg = given.get("cfg")
+    wrong = ""
+    if given.get("key") is not None:
+        wrong = of_key(given["key"])
+    if not wrong and given.get("batch") is not None:
+        wrong = of_batch(given["batch"], cfg)
+    if not wrong and "x" in given:
+        wrong = of_data("x", given["x"], cfg)
+    return wrong
+
+
+def of_key(key: Any) -> str:
+    """What is wrong with a PRNG key."""
+    if jnp.issubdtype(getattr(key, "dtype", object), jax.dtypes.prng_key):
+        return ""
+    return f"key must be a typed key such as jax.random.key(0), not {_kind(key)}"
+
+
+def of_batch(batch: Any, cfg: Any) -> str:
+    """What is wrong with a batch for a Config."""
+    if not isinstance(batch, Mapping):
+        return f'batch must be a mapping such as {{"image": x}}, not {_kind(batch)}'
+    found = [name for name in DATA if name in batch]
+    if not found and "a" in batch:  # a pair of domains
+        return ""
+    if not found:
+        return f"batch must have one of {', '.join(DATA)}, and has only {', '.join(batch) or 'nothing'}"
+    wrong = of_data(f"batch[{found[0]!r}]", batch[found[0]], cfg)
+    size = _shape(batch[found[0]])[:1]
+    for name, entry in batch.items():
+        if not wrong and _shape(entry)[:1] != size:
+            wrong = f"batch has {size[0]} examples, but {name} of shape {_shape(entry)}"
+    return wrong
+
+
+def of_data(name: str, x: Any, cfg: Any) -> str:
+    """What is wrong with data for a Config: their shape, or pixels that are no numbers in [-1, 1] yet."""
+    if hasattr(x, "_fields"):  # documents as lists of their words, which the family knows
+        return ""
+    shape, of_one = np.shape(x), tuple(cfg.shape)
+    fixed = 1 if getattr(cfg, "any_length", False) else 0
+    wanted = ", ".join(["B", *(["T"] * fixed), *map(str, of_one[fixed:])])
+    if len(shape) != 1 + len(of_one) or shape[1 + fixed :] != of_one[fixed:]:
+        remedy = ": give a batch, x[None]" if shape == of_one else ""
+        return f"{name} must be of shape ({wanted}), not {shape}{remedy}"
+    if getattr(x, "dtype", None) == np.uint8:
+        return f"{name} must be floats in [-1, 1], not uint8: give x / 127.5 - 1"
+    return ""
+
+
+def of_values(family: Any, cfg: Any, x: Any) -> str:
+    """What is wrong with the values of data: bits and levels of pixels are of numbers in [-1, 1]."""
+    measure = family.measure(cfg) if hasattr(family, "measure") else ""
+    part = next((name for name in ("likelihood", "visible") if hasattr(cfg, name)), None)
+    if part is None or measure not in ("bits", "levels"):
+        return ""
+    lowest, highest = float(np.min(x)), float(np.max(x))
+    if lowest >= -1.001 and highest <= 1.001:
+        return ""
+    return (
+        f"{_class(type(getattr(cfg, part)))} is of {measure} in [-1, 1], and the data have values from"
+        f" {lowest:.4g} to {highest:.4g}: take another {part}, such as Gaussian(), or scale the data"
+    )
+
+
+def _shape(entry: Any) -> tuple[int, ...]:
+    """The shape of an array, or of the first one of a tree."""
+    return np.shape(jax.tree.leaves(entry)[0])
+
+
+def _kind(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return f"{value!r}" if shape is None else f"{type(value).__name__} {value.dtype} {shape}"
+
+
+def _class(cls: type) -> str:
+    return f"{cls.__module__.removeprefix('jaxgen.')}.{cls.__qualname__}"
+
+
+@functools.cache
+def _hints(function: Any) -> dict[str, Any]:
+    return typing.get_type_hints(function)

@@ -1,0 +1,143 @@
+"""Mistakes at the command line: each ends with one line that names the value and the remedy.
+
+The commands run in this process. Nothing is trained: what is wrong is found before the first step, and leaves
+no directory behind.
+"""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import jaxgen
+from jaxgen import cli, shard
+from tests import line
+
+FAMILIES = sorted(path.rpartition(".")[2] for path in jaxgen.families())
+
+QUICK = ("vae", "gan", "gmm", "hmm")
+"""Families whose mistakes are made in the default suite."""
+
+OPTION = {
+    "ae": ("--num-latents", "0"),
+    "vae": ("--optimizer.learning-rate", "-1"),
+    "gan": ("--packing", "0"),
+    "ddpm": ("--label-dropout", "2"),
+    "gda": ("--shrinkage", "1.5"),
+    "gmm": ("--num-components", "-3"),
+    "hmm": ("--num-states", "0"),
+    "rbm": ("--chains.num-steps", "0"),
+    "maf": ("--network.widths", "0"),
+    "made": ("--average.decay", "1"),
+}
+"""A number out of its range, by family."""
+
+
+def run(capsys, *arguments):
+    """The exit status of a command, and the lines of its standard error."""
+    status = 0
+    try:
+        cli.main([str(argument) for argument in arguments])
+    except SystemExit as stopped:
+        status = stopped.code
+    return status, capsys.readouterr().err.splitlines()
+
+
+def assert_one_line(found, *words):
+    status, lines = found
+    assert status == 2
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of a tiny family."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    dataset = jaxgen.data.load("ring")
+    jaxgen.fit(
+        line, line.Config(), dataset, steps=2, batch_size=8, key=jax.random.key(0), mesh=shard.mesh(1),
+        run_dir=folder, sample_every=0,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--data", "digit"), ("digit", "digits")),
+        (("--data", "folder:/nowhere"), ("/nowhere",)),
+        (("--steps", "0"), ("steps",)),
+        (("--start", "/nowhere"), ("/nowhere", "config.json")),
+    ],
+    ids=["data", "folder", "steps", "start"],
+)
+def test_mistakes_of_every_family(capsys, tmp_path, name, options, words):
+    found = run(capsys, "train", name, "--run-dir", tmp_path / "run", *options)
+    assert_one_line(found, *words)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", OPTION)
+def test_numbers_out_of_range(capsys, tmp_path, name):
+    option, number = OPTION[name]
+    found = run(capsys, "train", name, option, number, "--run-dir", tmp_path / "run")
+    assert_one_line(found, option.rpartition(".")[2].strip("-").replace("-", "_"), number)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate", "report"])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "no config.json"),
+        ("{}", "not the description of a run"),
+        ("[]", "not the description of a run"),
+        ("{", "cannot be read"),
+        (json.dumps({"family": "os", "config": {}, "custom": [], "data": "ring"}), ""),
+    ],
+    ids=["none", "object", "list", "half", "stranger"],
+)
+def test_directories_that_hold_no_run(capsys, tmp_path, command, text, words):
+    if command == "report" and text is not None and "family" in text:
+        pytest.skip("a report is written of any description")
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    assert_one_line(run(capsys, command, tmp_path), str(tmp_path), words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("-n", "0"), ("-n", "0")),
+        (("-n", "-3"), ("-n", "-3")),
+        (("--step", "7"), ("no checkpoint 7", "[2]")),
+    ],
+    ids=["none", "negative", "step"],
+)
+def test_mistakes_of_sample(capsys, finished, arguments, words):
+    before = sorted(finished.rglob("*"))
+    assert_one_line(run(capsys, "sample", finished, *arguments), *words)
+    assert sorted(finished.rglob("*")) == before
+
+
+def test_samples_go_into_a_folder_that_is_made(capsys, finished, tmp_path):
+    assert run(capsys, "sample", finished, "-n", "4", "--out", tmp_path / "new" / "four.png")[0] == 0
+    assert (tmp_path / "new" / "four.png").exists()
+
+
+def test_data_of_another_kind(capsys, tmp_path):
+    np.savez(tmp_path / "table.npz", x=np.linspace(-9, 9, 80, dtype=np.float32).reshape(40, 2))
+    for arguments, words in (
+        (("hmm", "--data", "digits"), ("size of the alphabet", "Gaussians()")),
+        (("vae", "--data", f"npz:{tmp_path / 'table.npz'}"), ("Bernoulli", "-9", "Gaussian")),
+    ):
+        found = run(capsys, "train", *arguments, "--run-dir", tmp_path / "run")
+        assert_one_line(found, *words)
+        assert not (tmp_path / "run").exists()
