@@ -147,11 +147,12 @@ def greedy(train, cfg, options, layers, model):
 
 SALAKHUTDINOV = "Salakhutdinov & Murray 2008"
 CD = ContrastiveDivergence(1)
+PCD = Persistent(100, 5)
 
 
-def machine(num_hidden, steps, chains, learning_rate=0.05, **options):
-    """One layer of a deep model."""
-    optimizer = SGD(learning_rate, schedule=Linear(steps), momentum=0.9)
+def machine(num_hidden, steps, chains, optimizer, **options):
+    """One layer of a deep model, and the number of its steps; the learning rate falls to 0 over them."""
+    optimizer = dataclasses.replace(optimizer, schedule=Linear(steps))
     return rbm.Config(num_hidden=num_hidden, chains=chains, optimizer=optimizer, **options), steps
 
 
@@ -161,7 +162,7 @@ SYSTEMS = {
         family=rbm,
         config=rbm.Config(
             num_hidden=500,
-            chains=Persistent(100, 5),
+            chains=PCD,
             weight_decay=1e-5,
             optimizer=SGD(0.02, schedule=Linear(30_000), momentum=0.5),
         ),
@@ -176,7 +177,7 @@ SYSTEMS = {
         config=rbm.Config(
             num_hidden=128,
             visible=Gaussian(0.5),
-            chains=Persistent(100, 5),
+            chains=PCD,
             optimizer=SGD(2e-3, schedule=Linear(10_000), momentum=0.5),
         ),
         paper="Welling, Rosen-Zvi & Hinton 2005",
@@ -192,7 +193,10 @@ SYSTEMS = {
         ),
         before=functools.partial(
             greedy,
-            layers=(machine(500, 12_000, CD), machine(2000, 8000, Persistent(100, 3), 0.01)),
+            layers=(
+                machine(500, 20_000, PCD, SGD(0.02, momentum=0.5), weight_decay=1e-5),
+                machine(2000, 12_000, PCD, SGD(0.02, momentum=0.5), weight_decay=1e-5),
+            ),
             model=dbn,
         ),
         evaluate=evaluate_dbn,
@@ -201,17 +205,20 @@ SYSTEMS = {
         family=dbm,
         config=dbm.Config(
             widths=(500, 1000),
-            chains=Persistent(100, 5),
+            chains=PCD,
             most_turns=10,
-            optimizer=SGD(0.005, schedule=Linear(6000)),
+            optimizer=SGD(0.01, schedule=Linear(20_000)),
         ),
         paper="Salakhutdinov & Hinton 2009",
         options=Options(
-            data="mnist", steps=6000, batch_size=100, sample_every=6000, save_every=3000, num_samples=1000
+            data="mnist", steps=20_000, batch_size=100, sample_every=20_000, save_every=5000, num_samples=1000
         ),
         before=functools.partial(
             greedy,
-            layers=(machine(500, 8000, CD, copies=(2, 1)), machine(1000, 5000, CD, copies=(1, 2))),
+            layers=(
+                machine(500, 8000, CD, SGD(0.05, momentum=0.9), copies=(2, 1)),
+                machine(1000, 5000, CD, SGD(0.05, momentum=0.9), copies=(1, 2)),
+            ),
             model=dbm,
         ),
         evaluate=evaluate_dbm,

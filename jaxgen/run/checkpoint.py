@@ -3,9 +3,11 @@
 This is the only file that imports Orbax.
 """
 
+import functools
 import gc
 import logging
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -153,8 +155,21 @@ def _or_none(path: Path, read: Callable[[], Any]) -> Any:
                 raise RunError(f"checkpoint {path} cannot be read: {one_line(error)}") from None
         finally:
             logging.disable(logging.NOTSET)
+        _mute_reads_left_behind()
         gc.collect()  # a failed read leaves coroutines that would warn of themselves later
     return None
+
+
+@functools.cache
+def _mute_reads_left_behind() -> None:
+    """Drop what Python prints of reads that outlive the failed one and find its event loop closed."""
+    hook = sys.unraisablehook
+
+    def without_them(raised: Any) -> None:
+        if str(raised.exc_value) != "Event loop is closed":
+            hook(raised)
+
+    sys.unraisablehook = without_them
 
 
 def set_aside(run_dir: Path, after: int) -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -243,6 +244,22 @@ def test_a_damaged_checkpoint_falls_back_to_the_last_whole_one(ring, tmp_path, d
     assert checkpoint.steps(tmp_path) == [10, 15, 18]
     assert (tmp_path / "damaged" / "15").is_dir()
     assert [row["step"] for row in directory.read_metrics(tmp_path)] == [18]
+
+
+def test_reads_that_outlive_a_failed_one_are_muted_and_nothing_else(ring, tmp_path, monkeypatch):
+    """Orbax leaves some now and then; what is done here is what one does, in a callback on a closed loop."""
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda raised: printed.append(raised.exc_value))
+    checkpoint._mute_reads_left_behind.cache_clear()
+    fit(ring, 10, run_dir=tmp_path, save_every=5)
+    damage_remove_manifest(tmp_path / "checkpoints" / "10")
+    with pytest.warns(UserWarning, match="checkpoint 10"):
+        jaxgen.load(tmp_path)
+    printed.clear()
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("another")):
+        sys.unraisablehook(SimpleNamespace(exc_value=error))
+    checkpoint._mute_reads_left_behind.cache_clear()
+    assert [str(error) for error in printed] == ["another"]
 
 
 def test_with_no_whole_checkpoint_nothing_is_overwritten(ring, tmp_path):
