@@ -23,6 +23,9 @@ TRAINED_BY_GRADIENT = [
     name for name, family in jaxgen.families().items() if name.split(".")[1] != "classical"
 ]
 
+LONG = ("glow", "realnvp_images", "tarflow", "rbm", "dbn", "dbm", "sigmoid_belief_net")
+"""With autoregressive ones, whose samplers go symbol by symbol, families that take longest to follow."""
+
 
 def words(key):
     return tuple(np.asarray(jax.random.key_data(key)).ravel().tolist())
@@ -53,8 +56,7 @@ def cases():
         _, package, module = name.split(".")
         own = importlib.import_module(f"tests.{package}.test_{module}")
         for index in range(len(getattr(own, "RANDOM", ())) + 1):
-            # Samplers that go symbol by symbol, or unit by unit, take longest to follow.
-            slow = index or package == "autoregressive" or module == "sigmoid_belief_net"
+            slow = index or package == "autoregressive" or module in LONG
             yield pytest.param(name, index, marks=pytest.mark.slow if slow else [])
 
 

@@ -44,6 +44,7 @@ def made(cfg):
     return cfg, jax.jit(codes.init, static_argnums=1)(jax.random.key(0), cfg, batch), batch
 
 
+@pytest.mark.slow
 def test_the_prior_is_told_of_the_codes():
     cfg, state, batch = made(SMALL)
     prior = codes.prior(cfg)

@@ -34,16 +34,11 @@ def pictures(cfg, n=4):
 
 SHAPES = [
     config((4, 5, 1), 1),
-    *(
-        pytest.param(cfg, marks=pytest.mark.slow)
-        for cfg in (
-            config((5, 7, 3), 2),
-            config((6, 4, 1), 1, 2),
-            config((3, 5, 1), 0),
-            config((1, 6, 1), 2),
-            config((6, 1, 3), 1),
-        )
-    ),
+    config((5, 7, 3), 2),
+    config((6, 4, 1), 1, 2),
+    config((3, 5, 1), 0),
+    config((1, 6, 1), 2),
+    config((6, 1, 3), 1),
 ]
 NAMES = ["even", "odd", "two-blocks", "no-stride", "one-row", "one-column"]
 
@@ -71,6 +66,7 @@ def test_the_field_without_strides_is_that_of_the_kernels():
         np.testing.assert_array_equal(seen[1, column, 0], above)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cfg", SHAPES, ids=NAMES)
 def test_pixel_by_pixel_equals_the_full_pass(cfg):
     check.assert_cached_equals_full(pixelcnn_pp, check.initial(pixelcnn_pp, cfg, 0.1), cfg, pictures(cfg))
@@ -98,6 +94,7 @@ def test_the_work_of_a_pixel_does_not_grow_with_the_height():
     assert flops(16) == flops(4)
 
 
+@pytest.mark.slow
 def test_all_pictures_together_have_probability_one():
     check.assert_normalized(pixelcnn_pp, check.initial(pixelcnn_pp, TINY), TINY, (-1.0, 1.0))
 

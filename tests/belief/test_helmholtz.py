@@ -56,6 +56,7 @@ def test_wake_teaches_the_generative_network_by_draws_of_q():
     close(found, expected, 0.015)
 
 
+@pytest.mark.slow
 def test_sleep_teaches_the_recognition_network_by_dreams():
     found = gradient(WakeSleep(), np.repeat(ROWS, 5000)).recognition
     every = np.arange(16)

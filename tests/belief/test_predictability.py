@@ -32,6 +32,7 @@ def state_of(cfg=SMALL):
     return state._replace(predictors=noise)
 
 
+@pytest.mark.slow
 def test_no_unit_predicts_itself():
     predictors = state_of().predictors
     jacobian = jax.jacfwd(lambda y: predictability.predicted(predictors, y[None])[0])(Y[0])
@@ -114,6 +115,7 @@ def test_what_cannot_be_is_refused():
             predictability.init(jax.random.key(0), dataclasses.replace(SMALL, **changes))
 
 
+@pytest.mark.slow
 def test_what_predictors_leave_is_the_variance_given_the_others():
     """The best predictors of three bits with a known joint distribution, by the law of total variance."""
     p = RNG.dirichlet(np.ones(8))

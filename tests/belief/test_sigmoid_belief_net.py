@@ -63,6 +63,7 @@ def test_the_gradient_is_that_of_the_likelihood():
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected)) > 0.2
 
 
+@pytest.mark.slow
 def test_annealing_gives_the_likelihood():
     """Its exponential has the right mean at any number of temperatures, and its mean rises with it."""
     rows = np.repeat([3, 6, 12], 4000)

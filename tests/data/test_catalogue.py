@@ -158,6 +158,7 @@ def test_any_damage_to_prepared_sets_is_one_line(tmp_path, folder):
             assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_mnist_is_mnist():
     where = os.environ.get("TFDS_DATA_DIR")
     if not where or not os.path.isdir(os.path.join(where, "mnist")):

@@ -170,6 +170,7 @@ def test_the_centred_gradient_does_not_care_what_bits_are_called():
     assert jnp.abs(plain.weights[0] - here.weights[0]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_centred_step_takes_offsets_half_way_between_data_and_model():
     """And chains go on from step to step."""
     plain = dataclasses.replace(TWO, chains=Persistent(5, 1), optimizer=SGD(1.0), weight_decay=0.0)

@@ -31,6 +31,7 @@ def test_fidelity_falls_with_the_quality_of_each_image_only(rows):
         assert rows["each 10 times"][metric] > real[metric] - 0.1
 
 
+@pytest.mark.slow
 def test_diversity_falls_with_what_is_missing(rows):
     real = rows["real"]
     for metric in ("recall", "coverage"):

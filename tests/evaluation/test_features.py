@@ -114,6 +114,7 @@ def test_small_cnn_classifies_digits_as_well_as_its_file_says(digits):
     assert features.probabilities(features.load("small-cnn-digits"), digits[1]).sum(-1) == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "gate"), [("mnist", 0.99), ("fashion_mnist", 0.91)])
 def test_small_cnn_passes_its_gate(name, gate):
     written = float(small_cnn.read(name)["test_accuracy"])

@@ -31,6 +31,7 @@ def assert_found(params):
     np.testing.assert_allclose(bijectors.cholesky_factor(params), FACTOR, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_maximum_likelihood_finds_the_cholesky_factor(data):
     state = affine.init(jax.random.key(0), POINTS)
     step = lambda state, _: affine.train_step(state, {"x": data}, POINTS)

@@ -194,6 +194,7 @@ def test_without_gaussian_noise_nothing_is_taken_out():
     np.testing.assert_array_equal(draw(True), draw(False))
 
 
+@pytest.mark.slow
 def test_features_are_dropped_in_training_only():
     """By another key others, in every block; what is evaluated drops none."""
     cfg = dataclasses.replace(PATCHES, network=Transformer(8, 2, 2, dropout=0.5))

@@ -311,6 +311,7 @@ def test_a_system_transforms_every_split_of_its_data_when_it_trains_and_is_evalu
     assert seen == [(whole[0] // 2, whole[1] // 2)] * 2
 
 
+@pytest.mark.slow
 def test_no_number_of_steps_is_one_pass_over_the_data(tmp_path):
     """Whatever the data: a count that is right for one data set is a part of a pass over another."""
     for name in ("moons", "ring"):
