@@ -99,7 +99,7 @@ def mnist(steps, **options):
         steps=steps,
         batch_size=100,
         sample_every=steps,
-        save_every=5000,
+        save_every=steps // 4,
         num_samples=2000,
         **options,
     )
@@ -137,9 +137,9 @@ SYSTEMS = {
     ),
     "nvil": System(
         family=nvil,
-        config=nvil.Config(widths=(200, 200), optimizer=adam(60_000, 1e-3)),
+        config=nvil.Config(widths=(200, 200), optimizer=adam(300_000, 1e-3)),
         paper="Mnih & Gregor 2014",
-        options=mnist(60_000),
+        options=mnist(300_000),
         evaluate=SCORED,
     ),
     "vimco": System(

@@ -164,11 +164,16 @@ SYSTEMS = {
             num_hidden=500,
             chains=PCD,
             weight_decay=1e-5,
-            optimizer=SGD(0.02, schedule=Linear(30_000), momentum=0.5),
+            optimizer=SGD(0.02, schedule=Linear(100_000), momentum=0.5),
         ),
         paper=SALAKHUTDINOV,
         options=Options(
-            data="mnist", steps=30_000, batch_size=100, sample_every=30_000, save_every=5000, num_samples=2000
+            data="mnist",
+            steps=100_000,
+            batch_size=100,
+            sample_every=100_000,
+            save_every=20_000,
+            num_samples=2000,
         ),
         evaluate=evaluate_rbm,
     ),
