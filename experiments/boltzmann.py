@@ -114,7 +114,8 @@ def evaluate_dbm(key, state, train, test, cfg, folder):
 def greedy(train, cfg, options, layers, model):
     """Restricted machines trained one after the other, each on what hidden units make of the data below.
 
-    Bits are drawn from the probabilities of hidden units afresh at every presentation.
+    Bits are drawn from the probabilities of hidden units afresh at every presentation. In a belief network a
+    machine is initialised from that below, transposed.
     """
     machines, shape = [], cfg.shape
     for index, (layer, steps) in enumerate(layers):
@@ -122,6 +123,10 @@ def greedy(train, cfg, options, layers, model):
         top = index == len(layers) - 1
         layer = dataclasses.replace(layer, conditional=top and getattr(cfg, "conditional", False))
         layer = jaxgen.types.from_data(rbm, train, dataclasses.replace(layer, shape=shape))
+        start = None
+        if machines and model is dbn:
+            start = rbm.init(key, layer)
+            start = start._replace(params=dbn.transposed(machines[-1], start.params))
         state = jaxgen.fit(
             rbm,
             layer,
@@ -129,6 +134,7 @@ def greedy(train, cfg, options, layers, model):
             steps=steps,
             batch_size=options.batch_size,
             key=key,
+            start=start,
             run_dir=options.run_dir / f"layer_{index}",
             mesh=shard.mesh(fsdp=options.fsdp),
             chunk=options.chunk,
@@ -199,8 +205,8 @@ SYSTEMS = {
         before=functools.partial(
             greedy,
             layers=(
-                machine(500, 20_000, PCD, SGD(0.02, momentum=0.5), weight_decay=1e-5),
-                machine(2000, 12_000, PCD, SGD(0.02, momentum=0.5), weight_decay=1e-5),
+                machine(500, 70_000, PCD, SGD(0.02, momentum=0.5), weight_decay=1e-5),
+                machine(2000, 10_000, PCD, SGD(0.02, momentum=0.5), weight_decay=1e-5),
             ),
             model=dbn,
         ),

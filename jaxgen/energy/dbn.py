@@ -136,6 +136,22 @@ def from_rbms(machines: Sequence[bipartite.Params]) -> Params:
     return Params(generative, recognition, top)
 
 
+def transposed(below: bipartite.Params, fresh: bipartite.Params) -> bipartite.Params:
+    """`fresh` parameters of the machine on top of `below`, with as many of its units as there are transposed.
+
+    Where none is left over, p(v) stays what it is but for the weights of further hidden units, which are
+    small at first. If `fresh` has fewer hidden units than `below` has visible ones, it is returned as it is.
+    """
+    (low, high), width = below.weight.shape, len(fresh.hidden_bias)
+    if width < low:
+        return fresh
+    return bipartite.Params(
+        fresh.weight.at[:high, :low].set(below.weight.T),
+        fresh.visible_bias.at[:high].set(below.hidden_bias),
+        fresh.hidden_bias.at[:low].set(below.visible_bias),
+    )
+
+
 def machine(cfg: Config) -> Machine:
     """What the parameters of the top machine mean."""
     return Machine(num_labels=labels.count(cfg))

@@ -10,7 +10,6 @@ import pytest
 import scipy.special
 
 from jaxgen.energy import dbn
-from jaxgen.energy.bipartite import Params
 from jaxgen.values import SGD
 from tests.energy import exact
 
@@ -94,12 +93,17 @@ def test_the_bound_lies_below_the_likelihood_by_the_divergence(cfg):
     assert (np.abs(draws.mean(0) - expected) < error).all()
 
 
-def test_a_transposed_machine_on_top_leaves_the_density_as_it_is():
-    low = exact.random_params(4, 3)
-    top = Params(low.weight.T, low.hidden_bias, low.visible_bias)
-    cfg = dataclasses.replace(TINY, widths=(3, 4))
-    expected = np.log(exact.joint(low).sum(1))
-    np.testing.assert_allclose(log_prob(cfg, dbn.from_rbms([low, top])), expected, atol=1e-5)
+@pytest.mark.parametrize(("width", "left"), [(4, True), (6, True), (3, False)])
+def test_a_top_with_the_units_of_the_machine_below_leaves_its_density(width, left):
+    """Further hidden units have no weights here; a narrower top stays what it was."""
+    below, fresh = exact.random_params(4, 3, 0.8, 0), exact.random_params(3, width, 0.8, 1)
+    if width > 4:
+        fresh = fresh._replace(weight=fresh.weight.at[:, 4:].set(0.0))
+    params = dbn.from_rbms([below, dbn.transposed(below, fresh)])
+    alone = scipy.special.logsumexp(exact.minus_energy(below, V, exact.states(3)), 1)
+    cfg = dataclasses.replace(TINY, widths=(3, width))
+    difference = log_prob(cfg, params) - (alone - scipy.special.logsumexp(alone))
+    assert (np.abs(difference).max() < 1e-5) == left
 
 
 def test_each_part_of_a_step_is_taught_by_what_is_drawn():
