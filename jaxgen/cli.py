@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import tyro
@@ -30,7 +30,7 @@ def sample(
     n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 64,
     out: Path | None = None,
     seed: int = 0,
-    step: int | None = None,
+    step: int | Literal["best"] | None = None,
 ) -> None:
     """Draw samples from a run and write them as a picture.
 
@@ -39,7 +39,7 @@ def sample(
         n: How many.
         out: The PNG to write; by default samples.png in the run directory.
         seed: Seed of the draws.
-        step: Which checkpoint; the latest by default.
+        step: Which checkpoint, or best for that with the lowest validation loss; the latest by default.
     """
     if n < 1:
         raise ValueError(f"-n must be at least 1, not {n}")
@@ -55,7 +55,7 @@ def evaluate(
     run: Run,
     data_dir: Path | None = None,
     seed: int = 0,
-    step: int | None = None,
+    step: int | Literal["best"] | None = None,
     num_samples: int = 10_000,
     extractor: str | None = None,
     quick: bool = False,
@@ -66,7 +66,7 @@ def evaluate(
         run: Directory of the run.
         data_dir: Where prepared data sets lie.
         seed: Seed of the evaluation.
-        step: Which checkpoint; the latest by default.
+        step: Which checkpoint, or best for that with the lowest validation loss; the latest by default.
         num_samples: Samples measured against the test split, if it has as many; 0 for none.
         extractor: Features those of pictures are measured by; by default the best that needs nothing.
         quick: Look at few test examples and samples only.
@@ -75,7 +75,8 @@ def evaluate(
     folder = directory.resolve(run)
     description, system = directory.read_description(folder), systems.of_run(folder)
     name, about = description["data"], description.get("about", {})
-    train, test = (data.load(name, split, data_dir, about.get("image_size")) for split in ("train", "test"))
+    splits = "train-validation" if description.get("split") == "train-validation" else "train", "test"
+    train, test = (data.load(name, split, data_dir, about.get("image_size")) for split in splits)
     if system is None and "system" in about:
         print(
             f"{about['system']} cannot be imported: this is the evaluation that any run gets", file=sys.stderr

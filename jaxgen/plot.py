@@ -3,6 +3,7 @@
 Image grids are written by Pillow, pixel for pixel; what needs axes is drawn by matplotlib, off screen.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -204,7 +205,7 @@ def save_panels(
 
 def save_curves(path: str | Path, rows: Sequence[Mapping[str, Any]], skip: Sequence[str] = ()) -> None:
     """The numbers of metrics.jsonl against their "step", one panel a metric, three panels a row."""
-    names = [name for name in rows[0] if name != "step" and name not in skip]
+    names = [name for name in dict.fromkeys(itertools.chain(*rows)) if name not in ("step", *skip)]
     figure, axes = _figure(len(names))
     for panel, name in zip(axes, names, strict=True):
         points = [(row["step"], row[name]) for row in rows if name in row]

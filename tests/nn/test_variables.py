@@ -186,7 +186,7 @@ def test_a_vae_with_batch_norm_and_dropout_trains_and_resumes(tmp_path):
     options = {"batch_size": 64, "key": KEY, "sample_every": 0, "save_every": 0, "log_every": 20}
     rows = []
     straight = jaxgen.fit(
-        vae, cfg, train, steps=120, on_log=lambda _, row: rows.append(row), **options
+        vae, cfg, train, steps=120, on_log=lambda _, row, state: rows.append(row), **options
     )
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
     jaxgen.fit(vae, cfg, train, steps=50, run_dir=tmp_path, **options)
