@@ -3,7 +3,7 @@
 __version__ = "0.1.0"
 
 from jaxgen.lazy import submodules
-from jaxgen.run import shard
+from jaxgen.run import shard, weights
 from jaxgen.run.checkpoint import load
 from jaxgen.run.directory import RunError
 from jaxgen.run.fit import fit
@@ -13,4 +13,4 @@ shard.provide_threads()
 
 __getattr__, __dir__ = submodules(__name__, __path__)
 
-__all__ = ["RunError", "families", "fit", "load", "shard"]
+__all__ = ["RunError", "families", "fit", "load", "shard", "weights"]

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import tyro
@@ -12,9 +12,10 @@ import tyro
 import jaxgen
 from jaxgen import data, plot, script, types
 from jaxgen.run import checkpoint, directory
-from jaxgen.script import report, systems
+from jaxgen.script import drawing, report, systems
 
 Run = Annotated[Path, tyro.conf.Positional]
+Step = int | Literal["best"] | None
 
 
 def list_families() -> None:
@@ -30,32 +31,118 @@ def sample(
     n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 64,
     out: Path | None = None,
     seed: int = 0,
-    step: int | None = None,
+    step: Step = None,
+    label: tuple[int, ...] | None = None,
+    guidance: float | None = None,
+    sampler: str | None = None,
+    steps: int | None = None,
+    truncation: float | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
 ) -> None:
-    """Draw samples from a run and write them as a picture.
+    """Draw samples from a run and write them as a picture, a picture each, or arrays.
+
+    The options from --label on are those of the family's `sample`, which need not have all of them.
 
     Args:
         run: Directory of the run.
         n: How many.
-        out: The PNG to write; by default samples.png in the run directory.
+        out: A .png for one picture, an .npz for arrays, or a folder for a PNG each; by default samples.png in
+            the run directory.
         seed: Seed of the draws.
-        step: Which checkpoint; the latest by default.
+        step: Which checkpoint, or best for that with the lowest validation loss; the latest by default.
+        label: Classes, one for all or several that are taken in turn.
+        guidance: Weight of the label in a conditional diffusion model.
+        sampler: Sampler of a diffusion model, such as ddim, with its default numbers.
+        steps: Steps of the sampler or of the chains.
+        truncation: Largest magnitude of each coordinate of a code.
+        temperature: Below 1 for more typical samples.
+        top_k: Draw each symbol of so many most probable ones.
+        top_p: Draw each symbol of the most probable ones that have this probability together.
     """
-    if n < 1:
-        raise ValueError(f"-n must be at least 1, not {n}")
+    _check_positive("-n", n)
     family, cfg, state = checkpoint.load(run, step)
     out = out or directory.resolve(run) / "samples.png"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draw = jax.jit(lambda key, state: family.sample(key, state, n, cfg))
-    plot.save_samples(out, draw(jax.random.key(seed), state))
+    drawing.check_out(out, cfg.shape)
+    given = {"label": label, "guidance": guidance, "sampler": sampler, "steps": steps}
+    given |= {"truncation": truncation, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    chosen = drawing.options(family, cfg, given)
+    drawing.write(out, drawing.samples(jax.random.key(seed), family, state, n, cfg, **chosen))
     print(f"{n} samples in {out}")
+
+
+def reconstruct(
+    run: Run,
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    out: Path | None = None,
+    step: Step = None,
+    label: tuple[int, ...] | None = None,
+) -> None:
+    """Reconstruct pictures by a run, and write each one over its reconstruction.
+
+    Args:
+        run: Directory of the run.
+        files: Pictures, which are resized and cropped to the size of the data.
+        out: The PNG to write; by default reconstructed.png in the run directory.
+        step: Which checkpoint, or best for that with the lowest validation loss; the latest by default.
+        label: Classes of the pictures, for a conditional model.
+    """
+    family, cfg, state = checkpoint.load(run, step)
+    if not isinstance(family, types.HasReconstruct):
+        raise ValueError(f"{family.__name__.removeprefix('jaxgen.')} does not reconstruct")
+    if not files:
+        raise ValueError("name the pictures to reconstruct: jaxgen reconstruct RUN FILES")
+    out = out or directory.resolve(run) / "reconstructed.png"
+    if out.suffix != ".png":
+        raise ValueError(f"--out is a .png, not {out.name!r}")
+    chosen = drawing.options(family, cfg, {"label": label}, "reconstruct")
+    x = drawing.read_pictures(files, cfg.shape)
+    again = drawing.reconstructions(family, state, x, cfg, **chosen)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    plot.save_pairs(out, x, again)
+    print(f"{len(x)} pictures, each over its reconstruction, in {out}")
+
+
+def interpolate(
+    run: Run,
+    n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 8,
+    points: int = 10,
+    out: Path | None = None,
+    seed: int = 0,
+    step: Step = None,
+    label: tuple[int, ...] | None = None,
+    arc: bool = False,
+) -> None:
+    """Go from one sample of a run to another through their codes, and write a row of pictures for each path.
+
+    Args:
+        run: Directory of the run.
+        n: Paths.
+        points: Points of each, its ends included.
+        out: A .png for one picture, an .npz for arrays, or a folder for a PNG each; by default
+            interpolation.png in the run directory.
+        seed: Seed of the ends.
+        step: Which checkpoint, or best for that with the lowest validation loss; the latest by default.
+        label: Classes, one for all or several that are taken in turn.
+        arc: Go along arcs and not lines, for codes that are normal noise, as those of flows and GANs are.
+    """
+    _check_positive("-n", n)
+    _check_positive("--points", points)
+    family, cfg, state = checkpoint.load(run, step)
+    out = out or directory.resolve(run) / "interpolation.png"
+    drawing.check_out(out, cfg.shape)
+    chosen = drawing.options(family, cfg, {"label": label})
+    x = drawing.between(jax.random.key(seed), family, state, n, points, cfg, arc, **chosen)
+    drawing.write(out, x.reshape(n * points, *x.shape[2:]), columns=points)
+    print(f"{n} paths of {points} points in {out}")
 
 
 def evaluate(
     run: Run,
     data_dir: Path | None = None,
     seed: int = 0,
-    step: int | None = None,
+    step: Step = None,
     num_samples: int = 10_000,
     extractor: str | None = None,
     quick: bool = False,
@@ -66,7 +153,7 @@ def evaluate(
         run: Directory of the run.
         data_dir: Where prepared data sets lie.
         seed: Seed of the evaluation.
-        step: Which checkpoint; the latest by default.
+        step: Which checkpoint, or best for that with the lowest validation loss; the latest by default.
         num_samples: Samples measured against the test split, if it has as many; 0 for none.
         extractor: Features those of pictures are measured by; by default the best that needs nothing.
         quick: Look at few test examples and samples only.
@@ -75,7 +162,8 @@ def evaluate(
     folder = directory.resolve(run)
     description, system = directory.read_description(folder), systems.of_run(folder)
     name, about = description["data"], description.get("about", {})
-    train, test = (data.load(name, split, data_dir, about.get("image_size")) for split in ("train", "test"))
+    splits = "train-validation" if description.get("split") == "train-validation" else "train", "test"
+    train, test = (data.load(name, split, data_dir, about.get("image_size")) for split in splits)
     if system is None and "system" in about:
         print(
             f"{about['system']} cannot be imported: this is the evaluation that any run gets", file=sys.stderr
@@ -95,6 +183,11 @@ def evaluate(
         evaluate=None if system is None else system.evaluate,
         quick=quick,
     )
+
+
+def _check_positive(option: str, number: int) -> None:
+    if number < 1:
+        raise ValueError(f"{option} must be at least 1, not {number}")
 
 
 def show_report(run: Run) -> None:
@@ -129,6 +222,8 @@ def main(arguments: list[str] | None = None) -> None:
         "list": list_families,
         "train": train,
         "sample": sample,
+        "reconstruct": reconstruct,
+        "interpolate": interpolate,
         "evaluate": evaluate,
         "report": show_report,
     }

@@ -3,6 +3,7 @@
 Image grids are written by Pillow, pixel for pixel; what needs axes is drawn by matplotlib, off screen.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,6 +44,19 @@ def save_grid(path: str | Path, images: ArrayLike, columns: int | None = None, g
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path)
 
 
+def save_each(folder: str | Path, images: ArrayLike) -> None:
+    """Images (N, H, W, C) in [-1, 1] as a PNG each, 0.png and so on, with as many digits as the last needs.
+
+    Channels are shown as in `save_grid`.
+    """
+    from PIL import Image
+
+    pixels = _pixels(_colours(np.asarray(images, np.float32)))
+    for index, image in enumerate(pixels):
+        name = f"{index:0{len(str(len(pixels) - 1))}}.png"
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(Path(folder) / name)
+
+
 def grid(images: ArrayLike, columns: int | None = None, gap: int = 2) -> np.ndarray:
     """The pixels of `save_grid`, uint8 (height, width, 1 or 3)."""
     images = _colours(np.asarray(images, np.float32))
@@ -54,13 +68,18 @@ def grid(images: ArrayLike, columns: int | None = None, gap: int = 2) -> np.ndar
     canvas = np.full(
         (rows * (height + gap) + gap, columns * (width + gap) + gap, channels), _GROUND, np.uint8
     )
-    for index, image in enumerate(np.clip((images + 1) * 127.5, 0, 255).round().astype(np.uint8)):
+    for index, image in enumerate(_pixels(images)):
         top, left = (
             place * (size + gap) + gap
             for place, size in zip(divmod(index, columns), (height, width), strict=True)
         )
         canvas[top : top + height, left : left + width] = image
     return canvas
+
+
+def _pixels(images: np.ndarray) -> np.ndarray:
+    """Numbers in [-1, 1] as uint8."""
+    return np.clip((images + 1) * 127.5, 0, 255).round().astype(np.uint8)
 
 
 def _colours(images: np.ndarray) -> np.ndarray:
@@ -204,7 +223,7 @@ def save_panels(
 
 def save_curves(path: str | Path, rows: Sequence[Mapping[str, Any]], skip: Sequence[str] = ()) -> None:
     """The numbers of metrics.jsonl against their "step", one panel a metric, three panels a row."""
-    names = [name for name in rows[0] if name != "step" and name not in skip]
+    names = [name for name in dict.fromkeys(itertools.chain(*rows)) if name not in ("step", *skip)]
     figure, axes = _figure(len(names))
     for panel, name in zip(axes, names, strict=True):
         points = [(row["step"], row[name]) for row in rows if name in row]

@@ -184,7 +184,7 @@ for axis, (name, cfg) in zip(axes, systems.items(), strict=True):
         steps=steps,
         batch_size=256,
         key=jax.random.key(0),
-        on_log=lambda step, row, rows=rows: rows.append(row),
+        on_log=lambda step, row, state, rows=rows: rows.append(row),
     )
     samples = gan.sample(jax.random.key(1), state, 2500, cfg)
     found = modes.mode_statistics(samples, points.ring_centers(), points.RING_STD)
@@ -221,7 +221,7 @@ state = jaxgen.fit(
     steps=30 if SMOKE else 6000,
     batch_size=64,
     key=jax.random.key(0),
-    on_log=lambda step, row: rows.append({"step": step, **row}),
+    on_log=lambda step, row, state: rows.append({"step": step, **row}),
 )
 print("warnings:", diagnostics.warnings(rows[-1]))
 

@@ -107,7 +107,7 @@ state = jaxgen.fit(
     steps=num_steps,
     batch_size=128,
     key=jax.random.key(0),
-    on_log=lambda step, metrics: log.append({"step": step, **metrics}),
+    on_log=lambda step, metrics, state: log.append({"step": step, **metrics}),
 )
 plt.figure(figsize=(6, 3))
 plt.semilogy([row["step"] for row in log], [row["mse"] for row in log])

@@ -31,6 +31,10 @@ def init(key, cfg, batch=None):
     return State(jnp.zeros((), jnp.int32), key, jnp.zeros(cfg.shape))
 
 
+def loss(params, batch, key, cfg):
+    return 0.5 * ((params - batch["x"]) ** 2).sum(-1).mean(), {}
+
+
 def train_step(state, batch, cfg):
     key = jax.random.fold_in(state.key, state.step)
     residual = state.params - batch["x"] + 0.1 * jax.random.normal(key, batch["x"].shape)

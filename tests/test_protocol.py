@@ -454,7 +454,7 @@ def test_double_precision(name):
 def test_training_helps_on_real_data(name):
     case = make_case(name, "TRAINED")
     rows = []
-    state = case.fit(300, mesh=shard.mesh(1), log_every=50, on_log=lambda step, metrics: rows.append(metrics))
+    state = case.fit(300, mesh=shard.mesh(1), log_every=50, on_log=lambda _, row, state: rows.append(row))
     if {"loss", "nll"} & rows[0].keys():
         name = "loss" if "loss" in rows[0] else "nll"
         assert rows[-1][name] < rows[0][name]

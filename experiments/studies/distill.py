@@ -73,7 +73,7 @@ def main(options: Options) -> None:
         key=key,
         run_dir=run_dir,
         start=start,
-        on_log=lambda step, metrics: print(f"step {step}: loss {metrics['loss']:.4g}", flush=True),
+        on_log=lambda step, metrics, state: print(f"step {step}: loss {metrics['loss']:.4g}", flush=True),
     )
 
     def evaluate(key, state, train, test, cfg, folder):

@@ -29,6 +29,7 @@ from jaxgen.arguments import checked
 from jaxgen.autoencoder.corruptions import Corruption, GaussianNoise, Masking, SaltAndPepper
 from jaxgen.autoencoder.networks import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder, with_first_bias
 from jaxgen.fields import Decay, PositiveInt
+from jaxgen.nn import variables
 from jaxgen.types import Batch, Metrics, observed
 
 
@@ -82,8 +83,8 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """
     encoder_key, decoder_key, step_key = keys.named(key, "encoder", "decoder", "steps")
     params = {
-        "encoder": _encoder(cfg).init(encoder_key, jnp.zeros((1, *cfg.shape))).get("params", {}),
-        "decoder": _decoder(cfg).init(decoder_key, jnp.zeros((1, cfg.num_latents))).get("params", {}),
+        "encoder": variables.init(_encoder(cfg), encoder_key, jnp.zeros((1, *cfg.shape))),
+        "decoder": variables.init(_decoder(cfg), decoder_key, jnp.zeros((1, cfg.num_latents))),
     }
     if batch is not None:
         params["decoder"] = with_first_bias(params["decoder"], observed(batch), lambda mean: mean)
@@ -95,7 +96,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
 @checked
 def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Metrics]:
     """Mean over the batch of the error of each reconstruction, summed over its entries."""
-    value, (metrics, _) = _objective(params, batch, key, cfg)
+    value, (metrics, *_) = _objective(params, batch, key, cfg)
     return value, metrics
 
 
@@ -103,10 +104,10 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Met
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One step on `batch["image"]` or `batch["x"]`, (B, *shape)."""
     key = jax.random.fold_in(state.key, state.step)
-    grads, (metrics, z) = jax.grad(_objective, has_aux=True)(state.params, batch, key, cfg)
+    grads, (metrics, z, after) = jax.grad(_objective, has_aux=True)(state.params, batch, key, cfg)
     optimizer = values.gradient_transformation(cfg.optimizer)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = variables.with_stats(optax.apply_updates(state.params, updates), after)
     codes = update_moments(state.codes, z, jnp.minimum(cfg.decay, state.step / (state.step + 1)))
     return State(state.step + 1, state.key, params, opt_state, codes), metrics
 
@@ -166,14 +167,19 @@ def update_moments(moments: Moments, z: Array, decay: Array | float) -> Moments:
     return Moments(moments.mean + (1 - decay) * shift, covariance)
 
 
-def _objective(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, tuple[Metrics, Array]]:
-    x = observed(batch)
-    z = _encode(
-        params, x if cfg.corruption is None else cfg.corruption(keys.named(key, "corruption"), x), cfg
-    )
-    output = _decode(params, z, cfg)
+def _objective(
+    params: Any, batch: Batch, key: Array, cfg: Config
+) -> tuple[Array, tuple[Metrics, Array, dict[str, Any]]]:
+    """The loss, its metrics, the codes, and the networks with the statistics that they leave."""
+    x, (encoder_key, decoder_key) = observed(batch), keys.named(key, "encoder", "decoder")
+    seen = x if cfg.corruption is None else cfg.corruption(keys.named(key, "corruption"), x)
+    z, encoder = variables.train(_encoder(cfg), params["encoder"], encoder_key, seen)
+    z = jnp.float32(z)
+    output, decoder = variables.train(_decoder(cfg), params["decoder"], decoder_key, z)
+    output = jnp.float32(output)
     value = _error(output, x, cfg).mean()
-    return value, ({"loss": value, "mse": ((output - x) ** 2).mean()}, z)
+    metrics = {"loss": value, "mse": ((output - x) ** 2).mean()}
+    return value, (metrics, z, {"encoder": encoder, "decoder": decoder})
 
 
 def _error(output: Array, x: Array, cfg: Config) -> Array:
@@ -182,11 +188,11 @@ def _error(output: Array, x: Array, cfg: Config) -> Array:
 
 
 def _encode(params: Any, x: Array, cfg: Config) -> Array:
-    return jnp.float32(_encoder(cfg).apply({"params": params["encoder"]}, x))  # type: ignore[arg-type]
+    return jnp.float32(variables.apply(_encoder(cfg), params["encoder"], x))
 
 
 def _decode(params: Any, z: Array, cfg: Config) -> Array:
-    return jnp.float32(_decoder(cfg).apply({"params": params["decoder"]}, z))  # type: ignore[arg-type]
+    return jnp.float32(variables.apply(_decoder(cfg), params["decoder"], z))
 
 
 def _encoder(cfg: Config) -> nn.Module:

@@ -16,6 +16,7 @@ from jax import Array
 
 from jaxgen.fields import PositiveInt
 from jaxgen.nn import conv
+from jaxgen.nn.variables import Variables
 
 Activation = Literal["relu", "tanh"]
 
@@ -174,6 +175,8 @@ def with_first_bias(params: Any, x: Array, first_bias: Callable[[Array], Array])
 
     It has a bias for each position, as in dense layers, or one for all of them. Other networks are unchanged.
     """
+    if isinstance(params, Variables):
+        return params._replace(params=with_first_bias(params.params, x, first_bias))
     bias = params.get("out", {}).get("bias")
     for mean in (x.mean(0), x.mean(tuple(range(x.ndim - 1)))):
         value = first_bias(mean)

@@ -46,6 +46,7 @@ from jaxgen.autoencoder.posteriors import Categorical, LogNormal, Posterior
 from jaxgen.fields import NonNegativeInt, PositiveInt
 from jaxgen.labels import Label
 from jaxgen.likelihoods import Bernoulli, Likelihood, LogisticMixture
+from jaxgen.nn import variables
 from jaxgen.types import Batch, Metrics, observed
 
 
@@ -114,8 +115,8 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     z = cfg.posterior.bound(own).mean(cfg.posterior.prior(1, cfg.num_latents))
     params = {
         **({"posterior": own} if own else {}),  # none for most
-        "encoder": _encoder(cfg).init(encoder_key, jnp.zeros((1, *cfg.shape)), *label).get("params", {}),
-        "decoder": _decoder(cfg).init(decoder_key, z, *label).get("params", {}),
+        "encoder": variables.init(_encoder(cfg), encoder_key, jnp.zeros((1, *cfg.shape)), *label),
+        "decoder": variables.init(_decoder(cfg), decoder_key, z, *label),
         "likelihood": likelihood.init(),
     }
     if batch is not None:
@@ -131,24 +132,18 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config, step: Array | int =
     `batch["label"]` (B,) is needed if conditional. `step` sets the temperature of categorical latents; as
     their draws are relaxed, the value beside the loss is then called "relaxed_elbo": it bounds nothing.
     """
-    data_key, latent_key, objective_key = keys.named(key, "data", "latents", "objective")
-    x = _likelihood(cfg).training_targets(data_key, observed(batch))
-    label = _one_hot(labels.of_batch(batch, labels.count(cfg)), len(x), cfg)
-    posterior, q = _latents(params, cfg), _posterior(params, x, label, cfg)
-    repeated = jax.tree.map(lambda a: a.repeat(cfg.objective.num_samples, 0), (q, x, label))
-    rows = objectives.Rows(*posterior.proposed(latent_key, repeated[0], step), *repeated)
-    log_likelihood = lambda params, z, x, label: _log_likelihood(params, z, x, label, cfg)
-    return cfg.objective(objective_key, params, log_likelihood, posterior, q, rows)
+    value, (metrics, _) = _objective(params, batch, key, cfg, step)
+    return value, metrics
 
 
 @checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One step on `batch["image"]` or `batch["x"]`, (B, *shape), `batch["label"]` (B,) if conditional."""
     key = jax.random.fold_in(state.key, state.step)
-    grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key, cfg, state.step)
+    grads, (metrics, after) = jax.grad(_objective, has_aux=True)(state.params, batch, key, cfg, state.step)
     optimizer = values.gradient_transformation(cfg.optimizer)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = variables.with_stats(optax.apply_updates(state.params, updates), after)
     return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
@@ -243,6 +238,31 @@ def from_codes(state: State, codes: Array, cfg: Config) -> Array:
     return decode(state, codes, cfg)
 
 
+def _objective(
+    params: Any, batch: Batch, key: Array, cfg: Config, step: Array | int
+) -> tuple[Array, tuple[Metrics, Any]]:
+    """The loss, its metrics, and the parameters with the statistics that the networks leave."""
+    data_key, latent_key, objective_key = keys.named(key, "data", "latents", "objective")
+    encoder_key, decoder_key = keys.named(key, "encoder", "decoder")
+    x = _likelihood(cfg).training_targets(data_key, observed(batch))
+    label = _one_hot(labels.of_batch(batch, labels.count(cfg)), len(x), cfg)
+    inputs = cfg.likelihood.inputs(x)
+    output, encoder = variables.train(_encoder(cfg), params["encoder"], encoder_key, inputs, *label)
+    posterior, q = _latents(params, cfg), cfg.posterior.read(output, cfg.num_latents)
+    repeated = jax.tree.map(lambda a: a.repeat(cfg.objective.num_samples, 0), (q, x, label))
+    rows = objectives.Rows(*posterior.proposed(latent_key, repeated[0], step), *repeated)
+
+    def decoded(params, z, label):
+        return variables.train(_decoder(cfg), params["decoder"], decoder_key, z, *label)
+
+    def log_likelihood(params, z, x, label):
+        return _likelihood(cfg).log_prob(params["likelihood"], jnp.float32(decoded(params, z, label)[0]), x)
+
+    value, metrics = cfg.objective(objective_key, params, log_likelihood, posterior, q, rows)
+    _, decoder = decoded(params, rows.z, rows.label)
+    return value, (metrics, {**params, "encoder": encoder, "decoder": decoder})
+
+
 def _iwae(key: Array, state: State, x: Array, cfg: Config, num_samples: int, label: Label) -> Array:
     """The bound of `iwae` for targets x, (B,)."""
     hot = _one_hot(label, len(x), cfg)
@@ -269,13 +289,13 @@ def _latents(params: Any, cfg: Config) -> Posterior:
 def _posterior(params: Any, x: Array, label: tuple[Array, ...], cfg: Config) -> Any:
     """q(z | x) in the form that `cfg.posterior` reads it."""
     x = cfg.likelihood.inputs(x)
-    output = _encoder(cfg).apply({"params": params["encoder"]}, x, *label)
+    output = variables.apply(_encoder(cfg), params["encoder"], x, *label)
     return cfg.posterior.read(output, cfg.num_latents)
 
 
 def _output(params: Any, z: Array, label: tuple[Array, ...], cfg: Config) -> Array:
     """The parameters of p(x | z) as the decoder gives them."""
-    return jnp.float32(_decoder(cfg).apply({"params": params["decoder"]}, z, *label))  # type: ignore[arg-type]
+    return jnp.float32(variables.apply(_decoder(cfg), params["decoder"], z, *label))
 
 
 def _log_likelihood(params: Any, z: Array, x: Array, label: tuple[Array, ...], cfg: Config) -> Array:

@@ -36,6 +36,7 @@ from jaxgen.arguments import checked
 from jaxgen.autoencoder.networks import DenseDecoder
 from jaxgen.autoencoder.vector_networks import DenseEncoder, ResidualDecoder, ResidualEncoder
 from jaxgen.fields import Decay, NonNegativeFloat, PositiveInt
+from jaxgen.nn import variables
 from jaxgen.types import Batch, Metrics, observed
 
 
@@ -90,8 +91,8 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     codebook_key = keys.named(key, "codebook")
     z = jnp.zeros((1, *positions(cfg), cfg.code_size))
     trained = {
-        "encoder": _encoder(cfg).init(encoder_key, jnp.zeros((1, *cfg.shape))).get("params", {}),
-        "decoder": _decoder(cfg).init(decoder_key, z).get("params", {}),
+        "encoder": variables.init(_encoder(cfg), encoder_key, jnp.zeros((1, *cfg.shape))),
+        "decoder": variables.init(_decoder(cfg), decoder_key, z),
     }
     if batch is None:
         bound = 1 / cfg.num_codes
@@ -113,9 +114,8 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
 
 @checked
 def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Metrics]:
-    """Mean squared error plus commitment. `key` is unused; the codebook's gradient is zero."""
-    del key
-    value, (metrics, _, _) = _objective(params, batch, cfg)
+    """Mean squared error plus commitment; the codebook's gradient is zero."""
+    value, (metrics, *_) = _objective(params, batch, key, cfg)
     return value, metrics
 
 
@@ -123,11 +123,11 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Met
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One step on `batch["image"]` or `batch["x"]`, (B, *shape): Adam, then the moving averages."""
     key = jax.random.fold_in(state.key, state.step)
-    grads, (metrics, z, indices) = jax.grad(_objective, has_aux=True)(state.params, batch, cfg)
+    grads, (metrics, z, indices, after) = jax.grad(_objective, has_aux=True)(state.params, batch, key, cfg)
     trained = _networks_of(state.params)
     optimizer = values.gradient_transformation(cfg.optimizer)
     updates, opt_state = optimizer.update(_networks_of(grads), state.opt_state, trained)
-    trained = optax.apply_updates(trained, updates)
+    trained = variables.with_stats(optax.apply_updates(trained, updates), after)
     used = jax.nn.one_hot(indices.reshape(len(indices), -1), cfg.num_codes, dtype=jnp.float32)
     counts, sums = update_statistics(state.counts, state.sums, z, used, cfg)
     counts, sums, dead = revive(keys.named(key, "revival"), counts, sums, z, cfg)
@@ -236,17 +236,24 @@ def perplexity(frequencies: Array) -> Array:
     return jnp.exp(jax.scipy.special.entr(frequencies).sum(-1))
 
 
-def _objective(params: Any, batch: Batch, cfg: Config) -> tuple[Array, tuple[Metrics, Array, Array]]:
-    """The loss, and its metrics, encodings (B, *positions, D) and codes (B, *positions)."""
-    x = observed(batch)
-    z = _encode(params, x, cfg)
+def _objective(
+    params: Any, batch: Batch, key: Array, cfg: Config
+) -> tuple[Array, tuple[Metrics, Array, Array, dict[str, Any]]]:
+    """The loss, and its metrics, encodings (B, *positions, D), codes (B, *positions), and the networks with
+    the statistics that they leave."""
+    x, (encoder_key, decoder_key) = observed(batch), keys.named(key, "encoder", "decoder")
+    z, encoder = variables.train(_encoder(cfg), params["encoder"], encoder_key, x)
+    z = jnp.float32(z)
     vectors = lax.stop_gradient(params["codebook"])
     indices = nearest(lax.stop_gradient(z), vectors)
     quantised = vectors[indices]
-    mse = ((_decode(params, straight_through(z, quantised), cfg) - x) ** 2).mean()
+    passed = straight_through(z, quantised)
+    output, decoder = variables.train(_decoder(cfg), params["decoder"], decoder_key, passed)
+    mse = ((jnp.float32(output) - x) ** 2).mean()
     commitment = ((z - quantised) ** 2).mean()
     value = mse + cfg.commitment * commitment
-    return value, ({"loss": value, "mse": mse, "commitment": commitment}, z, indices)
+    metrics = {"loss": value, "mse": mse, "commitment": commitment}
+    return value, (metrics, z, indices, {"encoder": encoder, "decoder": decoder})
 
 
 def _networks_of(params: Any) -> dict[str, Any]:
@@ -255,11 +262,11 @@ def _networks_of(params: Any) -> dict[str, Any]:
 
 
 def _encode(params: Any, x: Array, cfg: Config) -> Array:
-    return jnp.float32(_encoder(cfg).apply({"params": params["encoder"]}, x))  # type: ignore[arg-type]
+    return jnp.float32(variables.apply(_encoder(cfg), params["encoder"], x))
 
 
 def _decode(params: Any, z: Array, cfg: Config) -> Array:
-    return jnp.float32(_decoder(cfg).apply({"params": params["decoder"]}, z))  # type: ignore[arg-type]
+    return jnp.float32(variables.apply(_decoder(cfg), params["decoder"], z))
 
 
 def _encoder(cfg: Config) -> nn.Module:

@@ -119,9 +119,21 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
 
 
 @checked
-def sample(key: Array, state: State, n: int, cfg: Config, label: Label = None, **options: Any) -> Array:
+def sample(
+    key: Array,
+    state: State,
+    n: int,
+    cfg: Config,
+    label: Label = None,
+    *,
+    prefix: Array | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Array:
     """n draws, (n, *shape): codes drawn as the prior's `sample` does, by its options, and decoded."""
     draw = family_of(cfg.prior).sample
+    options = {"prefix": prefix, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     return decode(state, draw(key, prior_state(state), n, prior(cfg), label, **options), cfg)
 
 

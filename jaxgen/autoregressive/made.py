@@ -34,6 +34,7 @@ from jaxgen.autoregressive import sequential
 from jaxgen.autoregressive.sequential import Cache, State, advance, init, measure
 from jaxgen.fields import PositiveInt
 from jaxgen.labels import Label
+from jaxgen.nn import variables
 from jaxgen.nn.masked import MaskedDense, hidden_degrees
 from jaxgen.nn.mlp import Activation
 from jaxgen.types import Batch, Metrics, observed
@@ -174,23 +175,18 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Met
 
     `batch["label"]` (B,) is needed if conditional.
     """
-    data_key, mask_key, dropout_key = keys.named(key, "data", "mask", "dropout")
-    x = sequential.likelihood(cfg).training_targets(data_key, observed(batch))
-    label = labels.of_batch(batch, labels.count(cfg))
-    count = num_masks(cfg)
-    mask: dict[str, Any] = {"member": jax.random.randint(mask_key, (), 0, count)} if count > 1 else {}
-    nll = -sequential.conditional_log_prob(params, x, label, cfg, dropout_key, **mask).mean()
-    return nll, {"nll": nll}
+    nll, (metrics, _) = _objective(params, batch, key, cfg)
+    return nll, metrics
 
 
 @checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One step on the examples of a batch, (B, *shape), and `batch["label"]` (B,) if conditional."""
     key = jax.random.fold_in(state.key, state.step)
-    grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key, cfg)
+    grads, (metrics, after) = jax.grad(_objective, has_aux=True)(state.params, batch, key, cfg)
     optimizer = values.gradient_transformation(cfg.optimizer)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = variables.with_stats(optax.apply_updates(state.params, updates), after)
     ema = cfg.average(state.ema, params, state.step)
     return State(state.step + 1, state.key, params, opt_state, ema), metrics
 
@@ -268,6 +264,18 @@ def begin(state: State, n: int, cfg: Config, label: Label = None) -> Cache:
 def num_masks(cfg: Config) -> int:
     """Masks in the pool; a network that knows none has one."""
     return getattr(cfg.network, "num_masks", 1)
+
+
+def _objective(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, tuple[Metrics, Any]]:
+    """The loss, its metrics, and the variables of the network afterwards."""
+    data_key, mask_key, dropout_key = keys.named(key, "data", "mask", "dropout")
+    x = sequential.likelihood(cfg).training_targets(data_key, observed(batch))
+    label = labels.of_batch(batch, labels.count(cfg))
+    count = num_masks(cfg)
+    mask: dict[str, Any] = {"member": jax.random.randint(mask_key, (), 0, count)} if count > 1 else {}
+    log_p, after = sequential.training_log_prob(params, x, label, cfg, dropout_key, **mask)
+    nll = -log_p.mean()
+    return nll, ({"nll": nll}, after)
 
 
 def _natural(cfg):

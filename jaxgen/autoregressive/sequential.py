@@ -32,6 +32,7 @@ from jaxgen.arguments import checked
 from jaxgen.fields import NonNegativeInt, PositiveInt
 from jaxgen.labels import Label
 from jaxgen.likelihoods import Bernoulli, Categorical, Likelihood, LogisticMixture, Symbols
+from jaxgen.nn import variables
 from jaxgen.types import Batch, Metrics, observed
 
 
@@ -86,7 +87,7 @@ def init(key: Array, cfg: Common, batch: Batch | None = None) -> State:
     params_key, step_key = keys.named(key, "params", "steps")
     x = symbols(jnp.zeros((1, *cfg.shape), _dtype(cfg)), cfg)
     context = _context(0 if cfg.conditional else None, 1, cfg)
-    params = network(cfg).init(params_key, likelihood(cfg).inputs(x), *context).get("params", {})
+    params = variables.init(network(cfg), params_key, likelihood(cfg).inputs(x), *context)
     opt_state = values.gradient_transformation(cfg.optimizer).init(params)
     ema = jax.tree.map(jnp.copy, params)
     return State(jnp.zeros((), jnp.int32), step_key, params, opt_state, ema)
@@ -98,21 +99,18 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Common) -> tuple[Array, Met
 
     `batch["label"]` (B,) is needed if conditional.
     """
-    data_key, dropout_key = keys.named(key, "data", "dropout")
-    x = likelihood(cfg).training_targets(data_key, observed(batch))
-    label = labels.of_batch(batch, labels.count(cfg))
-    nll = -conditional_log_prob(params, x, label, cfg, dropout_key).mean()
-    return nll, {"nll": nll}
+    nll, (metrics, _) = _objective(params, batch, key, cfg)
+    return nll, metrics
 
 
 @checked
 def train_step(state: State, batch: Batch, cfg: Common) -> tuple[State, Metrics]:
     """One step on the examples of a batch, (B, *shape), and `batch["label"]` (B,) if conditional."""
     key = jax.random.fold_in(state.key, state.step)
-    grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key, cfg)
+    grads, (metrics, after) = jax.grad(_objective, has_aux=True)(state.params, batch, key, cfg)
     optimizer = values.gradient_transformation(cfg.optimizer)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = variables.with_stats(optax.apply_updates(state.params, updates), after)
     ema = cfg.average(state.ema, params, state.step)
     return State(state.step + 1, state.key, params, opt_state, ema), metrics
 
@@ -210,8 +208,8 @@ def advance(state: State, cache: Cache, symbol: Array, cfg: Common) -> tuple[Cac
     ignored.
     """
     x = likelihood(cfg).inputs(symbol[:, None])
-    params = {"params": state.ema}
-    outputs, content = network(cfg).apply(params, x, *cache.context, cache=cache.content, place=cache.place)
+    where = {"cache": cache.content, "place": cache.place}
+    outputs, content = variables.apply(network(cfg), state.ema, x, *cache.context, **where)
     return Cache(cache.place + 1, content, cache.context), _at_least_float32(outputs[:, 0])
 
 
@@ -240,25 +238,37 @@ def network(cfg: Any) -> nn.Module:
     return values.filled(cfg.network, shape=cfg.shape, num_outputs=num_outputs)
 
 
+def _objective(params: Any, batch: Batch, key: Array, cfg: Common) -> tuple[Array, tuple[Metrics, Any]]:
+    """The loss, its metrics, and the variables of the network afterwards."""
+    data_key, dropout_key = keys.named(key, "data", "dropout")
+    x = likelihood(cfg).training_targets(data_key, observed(batch))
+    label = labels.of_batch(batch, labels.count(cfg))
+    log_p, after = training_log_prob(params, x, label, cfg, dropout_key)
+    nll = -log_p.mean()
+    return nll, ({"nll": nll}, after)
+
+
 def conditional_log_prob(
-    params: Any,
-    x: Array,
-    label: Label,
-    cfg: Common,
-    dropout_key: Array | None = None,
-    first: int | None = None,
-    **options: Any,
+    params: Any, x: Array, label: Label, cfg: Common, first: int | None = None, **options: Any
 ) -> Array:
-    """log p(x | label) of what the likelihood is of, x (B, *shape), in nats, (B,); in training if with a key.
+    """log p(x | label) of what the likelihood is of, x (B, *shape), in nats, (B,).
 
     Of the `first` symbols, or of all. `options` go to the network.
     """
     x = symbols(x, cfg)
-    rngs = None if dropout_key is None else {"dropout": dropout_key}
-    options |= {"train": dropout_key is not None, "rngs": rngs}
     inputs, context = likelihood(cfg).inputs(x), _context(label, len(x), cfg)
-    outputs, _ = network(cfg).apply({"params": params}, inputs, *context, **options)
+    outputs, _ = variables.apply(network(cfg), params, inputs, *context, **options)
     return likelihood(cfg).log_prob({}, _at_least_float32(outputs)[:, :first], x[:, :first])
+
+
+def training_log_prob(
+    params: Any, x: Array, label: Label, cfg: Common, key: Array, **options: Any
+) -> tuple[Array, Any]:
+    """`conditional_log_prob` in training, and the network's variables afterwards."""
+    x = symbols(x, cfg)
+    inputs, context = likelihood(cfg).inputs(x), _context(label, len(x), cfg)
+    (outputs, _), after = variables.train(network(cfg), params, key, inputs, *context, **options)
+    return likelihood(cfg).log_prob({}, _at_least_float32(outputs), x), after
 
 
 def _context(label: Label, n: int, cfg: Common) -> tuple[Array, ...]:

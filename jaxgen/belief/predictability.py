@@ -30,6 +30,7 @@ from jaxgen import distributions, keys, values
 from jaxgen.arguments import checked
 from jaxgen.autoencoder.networks import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder, with_first_bias
 from jaxgen.fields import Decay, NonNegativeFloat, PositiveInt, Range
+from jaxgen.nn import variables
 from jaxgen.types import Batch, Metrics, observed
 
 
@@ -88,8 +89,8 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
         key, "encoder", "decoder", "predictors", "outputs", "steps"
     )
     params = {
-        "encoder": _encoder(cfg).init(encoder_key, jnp.zeros((1, *cfg.shape)))["params"],
-        "decoder": _decoder(cfg).init(decoder_key, jnp.zeros((1, cfg.num_units)))["params"],
+        "encoder": variables.init(_encoder(cfg), encoder_key, jnp.zeros((1, *cfg.shape))),
+        "decoder": variables.init(_decoder(cfg), decoder_key, jnp.zeros((1, cfg.num_units))),
     }
     if batch is not None:
         params["decoder"] = with_first_bias(params["decoder"], observed(batch), lambda mean: mean)
@@ -131,23 +132,15 @@ def loss(
 
     Without predictors V is what the mean of the batch leaves, as if units were guessed from nothing.
     """
-    del key
-    x = observed(batch)
-    y = _encode(params, x, cfg)
-    error = distributions.sum_per_example((_decode(params, y, cfg) - x) ** 2).mean()
-    if predictors is None:
-        unpredictability = ((y - y.mean(0)) ** 2).sum(-1).mean()
-    else:
-        unpredictability = predictor_loss(predictors, y)
-    value = error - cfg.weight * unpredictability
-    return value, {"loss": value, "reconstruction": error, "unpredictability": unpredictability}
+    value, (metrics, _) = _objective(params, batch, key, cfg, predictors)
+    return value, metrics
 
 
 @checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """`steps_per_step` steps of the predictors and one of encoder and decoder on a batch, (B, *shape)."""
     key = jax.random.fold_in(state.key, state.step)
-    y = _encode(state.params, observed(batch), cfg)
+    y, _ = _units(state.params, observed(batch), key, cfg)
     optimizer = values.gradient_transformation(cfg.predictor_optimizer, cfg.steps_per_step)
 
     def follow(_, carry):
@@ -159,11 +152,11 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     predictors, predictor_opt_state = jax.lax.fori_loop(
         0, cfg.steps_per_step, follow, (state.predictors, state.predictor_opt_state)
     )
-    grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key, cfg, predictors)
+    grads, (metrics, after) = jax.grad(_objective, has_aux=True)(state.params, batch, key, cfg, predictors)
     updates, opt_state = values.gradient_transformation(cfg.optimizer).update(
         grads, state.opt_state, state.params
     )
-    params = optax.apply_updates(state.params, updates)
+    params = variables.with_stats(optax.apply_updates(state.params, updates), after)
     decay = jnp.minimum(cfg.decay, state.step / (state.step + 1))
     activity = decay * state.activity + (1 - decay) * y.mean(0)
     return (
@@ -214,13 +207,35 @@ def mutual_information(y: Array) -> Array:
     return jnp.where(seen, joint * jnp.log(ratio), 0.0).sum(0)
 
 
+def _objective(
+    params: Any, batch: Batch, key: Array, cfg: Config, predictors: Predictors | None
+) -> tuple[Array, tuple[Metrics, dict[str, Any]]]:
+    """The loss, its metrics, and the networks with the statistics that they leave."""
+    x = observed(batch)
+    y, encoder = _units(params, x, key, cfg)
+    output, decoder = variables.train(_decoder(cfg), params["decoder"], keys.named(key, "decoder"), y)
+    error = distributions.sum_per_example((jnp.float32(output) - x) ** 2).mean()
+    if predictors is None:
+        unpredictability = ((y - y.mean(0)) ** 2).sum(-1).mean()
+    else:
+        unpredictability = predictor_loss(predictors, y)
+    value = error - cfg.weight * unpredictability
+    metrics = {"loss": value, "reconstruction": error, "unpredictability": unpredictability}
+    return value, (metrics, {"encoder": encoder, "decoder": decoder})
+
+
+def _units(params: Any, x: Array, key: Array, cfg: Config) -> tuple[Array, Any]:
+    """The units of the code in training, and the encoder with the statistics that it leaves."""
+    logits, encoder = variables.train(_encoder(cfg), params["encoder"], keys.named(key, "encoder"), x)
+    return jax.nn.sigmoid(jnp.float32(logits)), encoder
+
+
 def _encode(params: Any, x: Array, cfg: Config) -> Array:
-    logits = _encoder(cfg).apply({"params": params["encoder"]}, x)
-    return jax.nn.sigmoid(jnp.float32(logits))  # type: ignore[arg-type]
+    return jax.nn.sigmoid(jnp.float32(variables.apply(_encoder(cfg), params["encoder"], x)))
 
 
 def _decode(params: Any, z: Array, cfg: Config) -> Array:
-    return jnp.float32(_decoder(cfg).apply({"params": params["decoder"]}, z))  # type: ignore[arg-type]
+    return jnp.float32(variables.apply(_decoder(cfg), params["decoder"], z))
 
 
 def _encoder(cfg: Config) -> nn.Module:

@@ -39,6 +39,7 @@ from jaxgen.diffusion.curricula import Distillation, Doubling, Fixed, LogNormal,
 from jaxgen.diffusion.processes import spread
 from jaxgen.fields import Decay, NonNegativeFloat, PositiveFloat
 from jaxgen.labels import Label
+from jaxgen.nn import variables
 from jaxgen.types import Batch, Metrics, observed
 
 
@@ -157,28 +158,8 @@ def loss(
     """
     if cfg.objective.has_teacher and teacher is None:
         raise ValueError("distillation learns from a teacher: give its parameters, see `distil`")
-    index_key, noise_key, dropout_key = keys.named(key, "index", "noise", "dropout")
-    y = observed(batch)
-    count = y.shape[0]
-    curriculum: Any = cfg.curriculum
-    intervals = curriculum.last if intervals is None else intervals
-    index = draw_index(index_key, count, intervals, cfg)
-    low, high = (noise_level(i, intervals, cfg).astype(y.dtype) for i in (index, index + 1))
-    noise = jax.random.normal(noise_key, y.shape, y.dtype)
-    label = guidance.of_batch(batch, cfg)
-    x = y + spread(high, y) * noise
-    if cfg.objective.has_teacher:
-        near = _heun(teacher, x, high, low, label, cfg)
-    else:
-        near = y + spread(low, y) * noise
-    wanted = _apply(params if target is None else target, near, low, label, cfg, dropout_key)
-    error = _apply(params, x, high, label, cfg, dropout_key) - jax.lax.stop_gradient(wanted)
-    square = distributions.sum_per_example(error**2)
-    c = cfg.huber_scale * math.sqrt(y[0].size)
-    distance = square / (jnp.sqrt(square + c**2) + c)
-    weight = 1 / (high - low) if cfg.weights == "inverse" else 1.0
-    value = (weight * distance).mean()
-    return value, {"loss": value, "mse": (square / y[0].size).mean()}
+    value, (metrics, _) = _objective(params, batch, key, cfg, intervals, target, teacher)
+    return value, metrics
 
 
 @checked
@@ -189,18 +170,18 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
     intervals = curriculum(state.step)
     target = state.target if cfg.target_decay else None
     teacher = state.teacher if cfg.objective.has_teacher else None
-    gradient = jax.grad(loss, has_aux=True)
-    grads, metrics = gradient(state.params, batch, key, cfg, intervals, target, teacher)
+    gradient = jax.grad(_objective, has_aux=True)
+    grads, (metrics, after) = gradient(state.params, batch, key, cfg, intervals, target, teacher)
     optimizer = values.gradient_transformation(cfg.optimizer)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = variables.with_stats(optax.apply_updates(state.params, updates), after)
     ema = cfg.average(state.ema, params, state.step)
-    after = {"params": params, "opt_state": opt_state, "ema": ema}
+    changed = {"params": params, "opt_state": opt_state, "ema": ema}
     if cfg.target_decay:
         decay = cfg.target_decay ** ((curriculum.first + 1) / (intervals + 1))
-        after["target"] = optax.incremental_update(params, state.target, 1 - decay)
+        changed["target"] = optax.incremental_update(params, state.target, 1 - decay)
     metrics = {**metrics, "grad_norm": optax.tree.norm(grads), "intervals": jnp.float32(intervals)}
-    return state._replace(step=state.step + 1, **after), metrics
+    return state._replace(step=state.step + 1, **changed), metrics
 
 
 @checked
@@ -242,7 +223,7 @@ def function(state: State, cfg: Config, label: Label = None) -> Callable[[Array,
 
     Raises ValueError for a label of an unconditional model, and for a label of no class.
     """
-    predict = lambda x, level, label: _apply(state.ema, x, level, label, cfg)
+    predict = lambda x, level, label: _apply(state.ema, x, level, label, cfg)[0]
     return guidance.guided(predict, label, None, cfg)
 
 
@@ -264,6 +245,33 @@ def multistep(
         return consistency(x, scan.times(row["level"], x))
 
     return scan.Path(step, x, {"level": levels, "added": np.sqrt(levels**2 - smallest**2)})
+
+
+def _objective(params, batch, key, cfg, intervals, target, teacher):
+    """The loss, its metrics, and the variables of the network afterwards."""
+    index_key, noise_key, dropout_key = keys.named(key, "index", "noise", "dropout")
+    y = observed(batch)
+    count = y.shape[0]
+    curriculum: Any = cfg.curriculum
+    intervals = curriculum.last if intervals is None else intervals
+    index = draw_index(index_key, count, intervals, cfg)
+    low, high = (noise_level(i, intervals, cfg).astype(y.dtype) for i in (index, index + 1))
+    noise = jax.random.normal(noise_key, y.shape, y.dtype)
+    label = guidance.of_batch(batch, cfg)
+    x = y + spread(high, y) * noise
+    if cfg.objective.has_teacher:
+        near = _heun(teacher, x, high, low, label, cfg)
+    else:
+        near = y + spread(low, y) * noise
+    wanted, _ = _apply(params if target is None else target, near, low, label, cfg, dropout_key)
+    found, after = _apply(params, x, high, label, cfg, dropout_key)
+    error = found - jax.lax.stop_gradient(wanted)
+    square = distributions.sum_per_example(error**2)
+    c = cfg.huber_scale * math.sqrt(y[0].size)
+    distance = square / (jnp.sqrt(square + c**2) + c)
+    weight = 1 / (high - low) if cfg.weights == "inverse" else 1.0
+    value = (weight * distance).mean()
+    return value, ({"loss": value, "mse": (square / y[0].size).mean()}, after)
 
 
 def _path(key, state, n, cfg, label, steps=None, levels=None):
@@ -291,7 +299,7 @@ def _heun(teacher, x, level, following, label, cfg):
     """One step of the flow of a denoiser from a level to one below, both (B,)."""
 
     def slope(x, level):
-        denoised = _apply(teacher, x, level, label, cfg, coefficients=edm.preconditioners)
+        denoised, _ = _apply(teacher, x, level, label, cfg, coefficients=edm.preconditioners)
         return (x - denoised) / spread(level, x)
 
     change = spread(following - level, x)
@@ -300,7 +308,8 @@ def _heun(teacher, x, level, following, label, cfg):
 
 
 def _apply(params, x, level, label, cfg, dropout_key=None, coefficients=preconditioners):
+    """f(x, level), and the network's variables afterwards; in training if there is a key."""
     skip, out, into, noise = coefficients(level, cfg)
     noise = cfg.objective.embedding_scale * noise
-    output = networks.apply(params, spread(into, x) * x, noise, label, cfg, dropout_key)
-    return spread(skip, x) * x + spread(out, x) * output
+    output, after = networks.apply(params, spread(into, x) * x, noise, label, cfg, dropout_key)
+    return spread(skip, x) * x + spread(out, x) * output, after

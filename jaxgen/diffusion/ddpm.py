@@ -37,6 +37,7 @@ from jaxgen.diffusion.samplers import DDIM, DDPM, DPMSolverPP, Heun
 from jaxgen.diffusion.schedules import Cosine, Linear, Quadratic, Sigmoid
 from jaxgen.fields import Fraction, NonNegativeInt, PositiveInt
 from jaxgen.labels import Label
+from jaxgen.nn import variables
 from jaxgen.types import Batch, Metrics, observed
 
 SCORE_TIMES = 10
@@ -108,40 +109,18 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Met
 
     One t an example estimates the sum over all of them. `batch["label"]` (B,) is needed if conditional.
     """
-    time_key, noise_key, label_key = keys.named(key, "time", "noise", "label")
-    flip_key, dropout_key = keys.named(key, "flip", "dropout")
-    x0, gaussian = observed(batch), process(cfg)
-    count = x0.shape[0]
-    if cfg.flip:
-        mirrored = jax.random.bernoulli(flip_key, 0.5, (count, 1, 1, 1))
-        x0 = jnp.where(mirrored, x0[:, :, ::-1], x0)
-    offset = jax.random.uniform(time_key, ()) + jnp.arange(count) / count
-    t = jnp.minimum(jnp.int32(cfg.num_steps * (offset % 1.0)), cfg.num_steps - 1)
-    noise = jax.random.normal(noise_key, x0.shape)
-    x_t = processes.q_sample(gaussian, x0, t, noise)
-    prediction, v = _predict(params, x_t, t, dropped(label_key, batch, cfg), cfg, dropout_key)
-    alpha, sigma = (processes.spread(level, x0) for level in processes.levels(gaussian, t))
-    difference = prediction - processes.join(x0, noise, alpha, sigma, cfg.target)
-    mse = distributions.sum_per_example(difference**2) / x0[0].size
-
-    def bits(held):
-        mean = jax.lax.stop_gradient(prediction) if held else prediction
-        terms = cfg.num_steps * _term(gaussian, mean, v, x0, x_t, t, cfg)
-        return (terms + bound.prior_term(gaussian, x0)).mean() / (x0[0].size * math.log(2))
-
-    objective: Any = cfg.objective
-    value, metrics = objective(mse, bits, t, gaussian, cfg.target)
-    return value, {"loss": value, "mse": mse.mean(), **metrics}
+    value, (metrics, _) = _objective(params, batch, key, cfg)
+    return value, metrics
 
 
 @checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One step on `batch["image"]` or `batch["x"]`, (B, *shape), `batch["label"]` (B,) if conditional."""
     key = jax.random.fold_in(state.key, state.step)
-    grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key, cfg)
+    grads, (metrics, after) = jax.grad(_objective, has_aux=True)(state.params, batch, key, cfg)
     optimizer = values.gradient_transformation(cfg.optimizer)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = variables.with_stats(optax.apply_updates(state.params, updates), after)
     ema = cfg.average(state.ema, params, state.step)
     metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
     return State(state.step + 1, state.key, params, opt_state, ema), metrics
@@ -201,7 +180,7 @@ def predictor(
     """
 
     def predict(x, t, label):
-        prediction, v = _predict(state.ema, x, t, label, cfg)
+        (prediction, v), _ = _predict(state.ema, x, t, label, cfg)
         return (prediction, _exponent(v)) if exponent else prediction
 
     return guided(predict, label, guidance, cfg)
@@ -263,18 +242,47 @@ def score(state: State, x: Array, cfg: Config) -> Array:
         noise = jnp.broadcast_to(noise, x.shape)
         t = jnp.full(x.shape[0], t)
         x_t = processes.q_sample(gaussian, x, t, noise)
-        prediction, _ = _predict(state.ema, x_t, t, labels(None, x.shape[0], cfg), cfg)
+        (prediction, _), _ = _predict(state.ema, x_t, t, labels(None, x.shape[0], cfg), cfg)
         eps = processes.convert(gaussian, prediction, x_t, t, cfg.target, "eps")
         return distributions.sum_per_example((eps - noise) ** 2) / x[0].size
 
     return -jax.lax.map(error, jnp.asarray(times, jnp.int32)).mean(0)
 
 
+def _objective(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, tuple[Metrics, Any]]:
+    """The loss, its metrics, and the variables of the network afterwards."""
+    time_key, noise_key, label_key = keys.named(key, "time", "noise", "label")
+    flip_key, dropout_key = keys.named(key, "flip", "dropout")
+    x0, gaussian = observed(batch), process(cfg)
+    count = x0.shape[0]
+    if cfg.flip:
+        mirrored = jax.random.bernoulli(flip_key, 0.5, (count, 1, 1, 1))
+        x0 = jnp.where(mirrored, x0[:, :, ::-1], x0)
+    offset = jax.random.uniform(time_key, ()) + jnp.arange(count) / count
+    t = jnp.minimum(jnp.int32(cfg.num_steps * (offset % 1.0)), cfg.num_steps - 1)
+    noise = jax.random.normal(noise_key, x0.shape)
+    x_t = processes.q_sample(gaussian, x0, t, noise)
+    output, after = _predict(params, x_t, t, dropped(label_key, batch, cfg), cfg, dropout_key)
+    prediction, v = output
+    alpha, sigma = (processes.spread(level, x0) for level in processes.levels(gaussian, t))
+    difference = prediction - processes.join(x0, noise, alpha, sigma, cfg.target)
+    mse = distributions.sum_per_example(difference**2) / x0[0].size
+
+    def bits(held):
+        mean = jax.lax.stop_gradient(prediction) if held else prediction
+        terms = cfg.num_steps * _term(gaussian, mean, v, x0, x_t, t, cfg)
+        return (terms + bound.prior_term(gaussian, x0)).mean() / (x0[0].size * math.log(2))
+
+    objective: Any = cfg.objective
+    value, metrics = objective(mse, bits, t, gaussian, cfg.target)
+    return value, ({"loss": value, "mse": mse.mean(), **metrics}, after)
+
+
 def _drawn_term(key, state, x, t, label, cfg):
     """A term of the bound at times t (B,), with x_t drawn by the key, (B,)."""
     gaussian = process(cfg)
     x_t = processes.q_sample(gaussian, x, t, jax.random.normal(key, x.shape))
-    prediction, v = _predict(state.ema, x_t, t, labels(label, x.shape[0], cfg), cfg)
+    (prediction, v), _ = _predict(state.ema, x_t, t, labels(label, x.shape[0], cfg), cfg)
     return _term(gaussian, prediction, v, x, x_t, t, cfg)
 
 
@@ -301,9 +309,9 @@ def _path(key, state, n, cfg, label, sampler=None, steps=None, guidance=None):
 
 
 def _predict(params, x, t, label, cfg, dropout_key=None):
-    """The target (B, *shape), and v of a learned variance or None."""
-    output = networks.apply(params, x, t, label, cfg, dropout_key, _num_outputs(cfg))
-    return jnp.split(output, 2, -1) if cfg.variance == "learned" else (output, None)
+    """The target (B, *shape) and v of a learned variance or None, and the network's variables afterwards."""
+    output, after = networks.apply(params, x, t, label, cfg, dropout_key, _num_outputs(cfg))
+    return (jnp.split(output, 2, -1) if cfg.variance == "learned" else (output, None)), after
 
 
 def _num_outputs(cfg):

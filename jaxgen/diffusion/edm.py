@@ -31,6 +31,7 @@ from jaxgen.diffusion.level_samplers import Ancestral, Heun
 from jaxgen.diffusion.processes import spread
 from jaxgen.fields import FiniteFloat, Fraction, NonNegativeFloat, PositiveFloat
 from jaxgen.labels import Label
+from jaxgen.nn import variables
 from jaxgen.types import Batch, Metrics, observed
 
 DATA_STD = 0.5
@@ -117,25 +118,18 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Met
     """Mean over the batch of the weighted squared error a dimension, which is 1 for F = 0 at data of std
     `data_std`; `batch["label"]` (B,) is needed if conditional.
     """
-    level_key, noise_key, label_key, dropout_key = keys.named(key, "level", "noise", "label", "dropout")
-    y = observed(batch)
-    count = y.shape[0]
-    level = jnp.exp(cfg.log_level_mean + cfg.log_level_std * jax.random.normal(level_key, (count,)))
-    x = y + spread(level, y) * jax.random.normal(noise_key, y.shape)
-    error = _denoise(params, x, level, dropped(label_key, batch, cfg), cfg, dropout_key) - y
-    mse = distributions.sum_per_example(error**2) / y[0].size
-    value = (mse / preconditioners(level, cfg)[1] ** 2).mean()
-    return value, {"loss": value, "mse": mse.mean()}
+    value, (metrics, _) = _objective(params, batch, key, cfg)
+    return value, metrics
 
 
 @checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One step on `batch["image"]` or `batch["x"]`, (B, *shape), `batch["label"]` (B,) if conditional."""
     key = jax.random.fold_in(state.key, state.step)
-    grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key, cfg)
+    grads, (metrics, after) = jax.grad(_objective, has_aux=True)(state.params, batch, key, cfg)
     optimizer = values.gradient_transformation(cfg.optimizer)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = variables.with_stats(optax.apply_updates(state.params, updates), after)
     ema = cfg.average(state.ema, params, state.step)
     metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
     return State(state.step + 1, state.key, params, opt_state, ema), metrics
@@ -185,7 +179,8 @@ def denoiser(
 
     Raises ValueError for a label or guidance of an unconditional model, and for a label of no class.
     """
-    return guided(lambda x, level, label: _denoise(state.ema, x, level, label, cfg), label, guidance, cfg)
+    denoise = lambda x, level, label: _denoise(state.ema, x, level, label, cfg)[0]
+    return guided(denoise, label, guidance, cfg)
 
 
 @checked
@@ -205,6 +200,20 @@ def score(state: State, x: Array, cfg: Config) -> Array:
     return -jax.lax.map(error, data_std(cfg) * jnp.asarray(SCORE_LEVELS)).mean(0)
 
 
+def _objective(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, tuple[Metrics, Any]]:
+    """The loss, its metrics, and the variables of the network afterwards."""
+    level_key, noise_key, label_key, dropout_key = keys.named(key, "level", "noise", "label", "dropout")
+    y = observed(batch)
+    count = y.shape[0]
+    level = jnp.exp(cfg.log_level_mean + cfg.log_level_std * jax.random.normal(level_key, (count,)))
+    x = y + spread(level, y) * jax.random.normal(noise_key, y.shape)
+    denoised, after = _denoise(params, x, level, dropped(label_key, batch, cfg), cfg, dropout_key)
+    error = denoised - y
+    mse = distributions.sum_per_example(error**2) / y[0].size
+    value = (mse / preconditioners(level, cfg)[1] ** 2).mean()
+    return value, ({"loss": value, "mse": mse.mean()}, after)
+
+
 def _path(key, state, n, cfg, label, sampler=None, steps=None, guidance=None):
     start_key, noise_key, label_key = keys.named(key, "start", "noise", "label")
     sampler = scan.with_steps(cfg.sampler if sampler is None else sampler, steps)
@@ -215,6 +224,7 @@ def _path(key, state, n, cfg, label, sampler=None, steps=None, guidance=None):
 
 
 def _denoise(params, x, level, label, cfg, dropout_key=None):
+    """D(x, level), and the network's variables afterwards."""
     skip, out, into, noise = preconditioners(level, cfg)
-    output = networks.apply(params, spread(into, x) * x, 1000 * noise, label, cfg, dropout_key)
-    return spread(skip, x) * x + spread(out, x) * output
+    output, after = networks.apply(params, spread(into, x) * x, 1000 * noise, label, cfg, dropout_key)
+    return spread(skip, x) * x + spread(out, x) * output, after

@@ -29,6 +29,7 @@ from jaxgen.diffusion.ode import RK4, Euler, Heun, Midpoint
 from jaxgen.diffusion.processes import spread
 from jaxgen.fields import Fraction, NonNegativeInt, PositiveFloat
 from jaxgen.labels import Label
+from jaxgen.nn import variables
 from jaxgen.types import Batch, Metrics, observed
 
 SINKHORN_STEPS = 50
@@ -101,27 +102,8 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Met
     `batch["label"]` (B,) is needed if conditional. `batch["noise"]`, shaped as the data, is the noise they
     are paired with, as `reflow` makes it; else it is drawn and paired as `cfg.coupling` does.
     """
-    time_key, noise_key, pair_key = keys.named(key, "time", "noise", "pairs")
-    label_key, data_key, dropout_key = keys.named(key, "label", "data", "dropout")
-    x = bound.rounded(observed(batch), cfg.levels)
-    count = x.shape[0]
-    if cfg.levels:
-        x = x + 2 / (cfg.levels - 1) * (jax.random.uniform(data_key, x.shape) - 0.5)
-    if "noise" in batch:
-        noise = batch["noise"]
-    else:
-        coupling: Any = cfg.coupling
-        noise = coupling(pair_key, x, jax.random.normal(noise_key, x.shape))
-    if cfg.times == "logit_normal":
-        t = jax.nn.sigmoid(jax.random.normal(time_key, (count,)))
-    else:
-        t = jax.random.uniform(time_key, (count,))
-    x_t = (1 - spread(t, x)) * noise + spread(t, x) * x
-    label = dropped(label_key, batch, cfg)
-    error = _predict(params, x_t, t, label, cfg, dropout_key) - (x - noise)
-    value = (distributions.sum_per_example(error**2) / x[0].size).mean()
-    cost = (distributions.sum_per_example((x - noise) ** 2) / x[0].size).mean()
-    return value, {"loss": value, "transport_cost": cost}
+    value, (metrics, _) = _objective(params, batch, key, cfg)
+    return value, metrics
 
 
 def transport(key: Array, x: Array, noise: Array, entropy: float) -> Array:
@@ -151,10 +133,10 @@ def transport(key: Array, x: Array, noise: Array, entropy: float) -> Array:
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One step on `batch["image"]` or `batch["x"]`, (B, *shape); see `loss` for what else it may hold."""
     key = jax.random.fold_in(state.key, state.step)
-    grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key, cfg)
+    grads, (metrics, after) = jax.grad(_objective, has_aux=True)(state.params, batch, key, cfg)
     optimizer = values.gradient_transformation(cfg.optimizer)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = variables.with_stats(optax.apply_updates(state.params, updates), after)
     ema = cfg.average(state.ema, params, state.step)
     return State(state.step + 1, state.key, params, opt_state, ema), metrics
 
@@ -230,7 +212,7 @@ def velocity(
 
     Raises ValueError for a label or guidance of an unconditional model, and for a label of no class.
     """
-    predict = lambda x, t, label: _predict(state.ema, x, t, label, cfg)
+    predict = lambda x, t, label: _predict(state.ema, x, t, label, cfg)[0]
     model = guided(predict, label, guidance, cfg)
     return lambda x, t: model(x, scan.times(t, x))
 
@@ -266,6 +248,32 @@ def log_prob(
     sampler: Any = cfg.sampler
     times = jnp.linspace(1.0, 0.0, scan.with_steps(sampler, steps).steps + 1)
     return ode.log_prob(velocity(state, cfg, label), x, times, distributions.normal_log_prob, probes)
+
+
+def _objective(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, tuple[Metrics, Any]]:
+    """The loss, its metrics, and the variables of the network afterwards."""
+    time_key, noise_key, pair_key = keys.named(key, "time", "noise", "pairs")
+    label_key, data_key, dropout_key = keys.named(key, "label", "data", "dropout")
+    x = bound.rounded(observed(batch), cfg.levels)
+    count = x.shape[0]
+    if cfg.levels:
+        x = x + 2 / (cfg.levels - 1) * (jax.random.uniform(data_key, x.shape) - 0.5)
+    if "noise" in batch:
+        noise = batch["noise"]
+    else:
+        coupling: Any = cfg.coupling
+        noise = coupling(pair_key, x, jax.random.normal(noise_key, x.shape))
+    if cfg.times == "logit_normal":
+        t = jax.nn.sigmoid(jax.random.normal(time_key, (count,)))
+    else:
+        t = jax.random.uniform(time_key, (count,))
+    x_t = (1 - spread(t, x)) * noise + spread(t, x) * x
+    label = dropped(label_key, batch, cfg)
+    predicted, after = _predict(params, x_t, t, label, cfg, dropout_key)
+    error = predicted - (x - noise)
+    value = (distributions.sum_per_example(error**2) / x[0].size).mean()
+    cost = (distributions.sum_per_example((x - noise) ** 2) / x[0].size).mean()
+    return value, ({"loss": value, "transport_cost": cost}, after)
 
 
 def _path(key, state, n, cfg, label, sampler=None, steps=None, guidance=None):

@@ -147,8 +147,19 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
 
 
 @checked
-def sample(key: Array, state: State, n: int, cfg: Config, label: Label = None, **options: Any) -> Array:
+def sample(
+    key: Array,
+    state: State,
+    n: int,
+    cfg: Config,
+    label: Label = None,
+    *,
+    sampler: Any = None,
+    steps: int | None = None,
+    guidance: Array | float | None = None,
+) -> Array:
     """n draws, (n, *shape): codes drawn as `ddpm.sample` does, by its options, and decoded."""
+    options = {"sampler": sampler, "steps": steps, "guidance": guidance}
     return decode(state, ddpm.sample(key, ddpm_state(state), n, prior(cfg), label, **options), cfg)
 
 

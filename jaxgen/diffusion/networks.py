@@ -1,8 +1,8 @@
 """What all models that remove noise share: their networks, and the fields of their Configs.
 
 A network is called with noisy data (B, *shape), times (B,), labels (B,) or None, num_classes standing for
-none, and whether it is being trained, and returns (B, *shape), or twice as many channels if it says two
-things of each. Any Linen module that does this may stand for those here. Its fields `num_outputs`,
+none, and `train`, whether it is being trained. It returns (B, *shape), or twice as many channels if it says
+two things of each. Any Linen module that does this may stand for those here. Its fields `num_outputs`,
 `num_labels` and `dtype`, if it has them and they are None, are filled in: numbers for each of x, rows of the
 class embedding, with one for no class, and the compute dtype.
 """
@@ -17,7 +17,7 @@ from jax import Array
 
 from jaxgen import labels, values
 from jaxgen.fields import Decay, NonNegativeInt, PositiveInt
-from jaxgen.nn import dit, embed, patches, unet
+from jaxgen.nn import dit, embed, patches, unet, variables
 
 
 class UNet(nn.Module):
@@ -165,15 +165,15 @@ def of(cfg: Any, num_outputs: int = 1) -> nn.Module:
 
 
 def init(key: Array, cfg: Any, num_outputs: int = 1, time: Any = jnp.float32) -> Any:
-    """The parameters of a fresh network, for times of the dtype `time`.
+    """The variables of a fresh network, for times of the dtype `time`.
 
     Raises ValueError for a shape that the network cannot take, and for a conditional model of data without
     labels.
     """
     labels.check_conditional(cfg)
     label = jnp.zeros(1, jnp.int32) if cfg.conditional else None
-    inputs = jnp.zeros((1, *cfg.shape)), jnp.zeros(1, time), label, False
-    return of(cfg, num_outputs).init(key, *inputs).get("params", {})
+    inputs = jnp.zeros((1, *cfg.shape)), jnp.zeros(1, time), label
+    return variables.init(of(cfg, num_outputs), key, *inputs)
 
 
 def apply(
@@ -184,12 +184,17 @@ def apply(
     cfg: Any,
     dropout_key: Any = None,
     num_outputs: int = 1,
-) -> Array:
-    """What the network says of x (B, *shape), at least float32; it is being trained if there is a key."""
-    rngs = None if dropout_key is None else {"dropout": dropout_key}
-    train = dropout_key is not None
-    output: Any = of(cfg, num_outputs).apply({"params": params}, x, t, label, train, rngs=rngs)
-    return output.astype(jnp.promote_types(output.dtype, jnp.float32))
+) -> tuple[Array, Any]:
+    """What the network says of x (B, *shape), at least float32, and its variables afterwards.
+
+    With a key it is being trained, and leaves other statistics.
+    """
+    network = of(cfg, num_outputs)
+    if dropout_key is None:
+        output, after = variables.apply(network, params, x, t, label), params
+    else:
+        output, after = variables.train(network, params, dropout_key, x, t, label)
+    return output.astype(jnp.promote_types(output.dtype, jnp.float32)), after
 
 
 def _check_image(name: str, x: Array) -> None:

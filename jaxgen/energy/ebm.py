@@ -39,6 +39,7 @@ from jaxgen.energy import langevin
 from jaxgen.energy.networks import MLP, ConvNet
 from jaxgen.fields import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Range
 from jaxgen.likelihoods import Gaussian
+from jaxgen.nn import variables
 from jaxgen.types import Batch, Metrics, observed
 
 MARGIN = 1.1
@@ -46,9 +47,6 @@ MARGIN = 1.1
 
 MEASURED = 10_000
 """Examples of which `from_data` takes the largest coordinate, at most."""
-
-MOVING = ("batch_stats", "spectral")
-"""Collections of a network that change in training; singular vectors move by the data's pass alone."""
 
 
 @jax.tree_util.register_static
@@ -61,7 +59,7 @@ class Config(values.Value):
     levels: NonNegativeInt = 256
     """Values that a pixel of the data has, spread evenly over [-1, 1]; 0 for real numbers."""
     network: MLP | ConvNet | nn.Module = ConvNet()
-    """The energy: takes x (B, *shape) and whether it is being trained, and gives (B,)."""
+    """The energy: takes x (B, *shape), and `train`, whether it is being trained, and gives (B,)."""
     num_steps: PositiveInt = 60
     """Langevin steps of every chain in a training step, K."""
     step_size: PositiveFloat = 20.0
@@ -115,11 +113,10 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     del batch
     params_key, buffer_key, step_key = keys.named(key, "params", "first chains", "steps")
     x = jnp.zeros((2, *cfg.shape))
-    output, variables = cfg.network.init_with_output(params_key, x, False)
-    if output.shape != (2,):
-        raise ValueError(f"an energy is one number an example, (2,) for two, and not {output.shape}")
-    params = variables.get("params", {})
-    stats = {name: variables[name] for name in MOVING if name in variables}
+    params, stats = variables.parted(variables.init(cfg.network, params_key, x))
+    shape = jax.eval_shape(lambda: energy(params, stats, x, cfg)).shape
+    if shape != (2,):
+        raise ValueError(f"an energy is one number an example, (2,) for two, and not {shape}")
     opt_state = values.gradient_transformation(cfg.optimizer).init(params)
     buffer = uniform(buffer_key, cfg.buffer_size, cfg)
     return State(jnp.zeros((), jnp.int32), step_key, params, stats, opt_state, buffer)
@@ -135,8 +132,10 @@ def contrastive_loss(
     """
     data_key, sample_key = keys.named(key, "data dropout", "sample dropout")
     samples = jax.lax.stop_gradient(samples)
-    on_data, moved = _energies(params, stats, x, data_key, cfg, MOVING)
-    on_samples, _ = _energies(params, moved, samples, sample_key, cfg, ("batch_stats",))
+    on_data, moved = _energies(params, stats, x, data_key, cfg, list(stats))
+    # Singular vectors move by the data's pass alone.
+    others = [name for name in stats if name != "spectral"]
+    on_samples, _ = _energies(params, moved, samples, sample_key, cfg, others)
     squares = (on_data**2).mean() + (on_samples**2).mean()
     value = on_data.mean() - on_samples.mean() + cfg.regularization * squares
     metrics = {"data_energy": on_data.mean(), "sample_energy": on_samples.mean()}
@@ -189,7 +188,7 @@ def score(state: State, x: Array, cfg: Config) -> Array:
 
 def energy(params: Any, stats: Any, x: Array, cfg: Config) -> Array:
     """E(x) of x (B, *shape), (B,), by the network as it is outside of training."""
-    return _at_least_float32(cfg.network.apply({"params": params, **stats}, x, False))
+    return _at_least_float32(variables.apply(cfg.network, variables.Variables(params, stats), x))
 
 
 def chains(key: Array, state: State, x: Array, cfg: Config, num_steps: int | None = None) -> Array:
@@ -236,11 +235,11 @@ def bound(cfg: Config) -> float:
 
 
 def _energies(
-    params: Any, stats: Any, x: Array, key: Array, cfg: Config, mutable: tuple[str, ...]
+    params: Any, stats: Any, x: Array, key: Array, cfg: Config, mutable: list[str]
 ) -> tuple[Array, Any]:
     """E(x) in training, (B,), and the network's new statistics."""
-    variables, rngs = {"params": params, **stats}, {"dropout": key}
-    output, moved = cfg.network.apply(variables, x, True, rngs=rngs, mutable=mutable)
+    collections = {"params": params, **stats}
+    output, moved = variables.call(cfg.network, collections, x, train=True, key=key, mutable=mutable)
     return _at_least_float32(output), {**stats, **moved}
 
 

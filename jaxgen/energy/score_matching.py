@@ -34,6 +34,7 @@ from jaxgen.diffusion.processes import spread
 from jaxgen.energy import langevin
 from jaxgen.fields import PositiveFloat, PositiveInt
 from jaxgen.labels import Label
+from jaxgen.nn import variables
 from jaxgen.types import Batch, Metrics, observed
 
 LARGEST_LEVEL = 1.0
@@ -123,24 +124,18 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, Met
 
     It is 1/2 for s = 0. `batch["label"]` (B,) is needed if conditional.
     """
-    level_key, noise_key, dropout_key = keys.named(key, "level", "noise", "dropout")
-    x, label = observed(batch), labels.of_batch(batch, labels.count(cfg))
-    rows = jax.random.randint(level_key, (x.shape[0],), 0, cfg.num_levels)
-    sigma = jnp.asarray(noise_levels(cfg), x.dtype)[rows]
-    noise = jax.random.normal(noise_key, x.shape, x.dtype)
-    found = _score(params, x + spread(sigma, x) * noise, sigma, label, cfg, dropout_key)
-    value = 0.5 * ((spread(sigma, x) * found + noise) ** 2).mean()
-    return value, {"loss": value}
+    value, (metrics, _) = _objective(params, batch, key, cfg)
+    return value, metrics
 
 
 @checked
 def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]:
     """One step on `batch["image"]` or `batch["x"]`, (B, *shape), `batch["label"]` (B,) if conditional."""
     key = jax.random.fold_in(state.key, state.step)
-    grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key, cfg)
+    grads, (metrics, after) = jax.grad(_objective, has_aux=True)(state.params, batch, key, cfg)
     optimizer = values.gradient_transformation(cfg.optimizer)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = variables.with_stats(optax.apply_updates(state.params, updates), after)
     ema = cfg.average(state.ema, params, state.step)
     metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
     return State(state.step + 1, state.key, params, opt_state, ema), metrics
@@ -192,11 +187,28 @@ def log_gradient(state: State, x: Array, cfg: Config, label: Label = None, *, le
     count = x.shape[0]
     level = jnp.asarray(cfg.smallest_level if level is None else level, x.dtype)
     label = labels.given(label, count, labels.count(cfg))
-    return _score(state.ema, x, jnp.broadcast_to(level, (count,)), label, cfg)
+    return _score(state.ema, x, jnp.broadcast_to(level, (count,)), label, cfg)[0]
 
 
-def _score(params: Any, x: Array, sigma: Array, label: Any, cfg: Config, dropout_key: Any = None) -> Array:
-    """The score of x (B, *shape) at levels sigma (B,); the network is in training if there is a key."""
+def _objective(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, tuple[Metrics, Any]]:
+    """The loss, its metrics, and the variables of the network afterwards."""
+    level_key, noise_key, dropout_key = keys.named(key, "level", "noise", "dropout")
+    x, label = observed(batch), labels.of_batch(batch, labels.count(cfg))
+    rows = jax.random.randint(level_key, (x.shape[0],), 0, cfg.num_levels)
+    sigma = jnp.asarray(noise_levels(cfg), x.dtype)[rows]
+    noise = jax.random.normal(noise_key, x.shape, x.dtype)
+    found, after = _score(params, x + spread(sigma, x) * noise, sigma, label, cfg, dropout_key)
+    value = 0.5 * ((spread(sigma, x) * found + noise) ** 2).mean()
+    return value, ({"loss": value}, after)
+
+
+def _score(
+    params: Any, x: Array, sigma: Array, label: Any, cfg: Config, dropout_key: Any = None
+) -> tuple[Array, Any]:
+    """The score of x (B, *shape) at levels sigma (B,), and the network's variables afterwards.
+
+    The network is in training if there is a key.
+    """
     scaled = x / spread(jnp.sqrt(1 + sigma**2), x)
-    output = networks.apply(params, scaled, 250 * jnp.log(sigma), label, cfg, dropout_key)
-    return output / spread(sigma, x)
+    output, after = networks.apply(params, scaled, 250 * jnp.log(sigma), label, cfg, dropout_key)
+    return output / spread(sigma, x), after

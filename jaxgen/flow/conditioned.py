@@ -16,6 +16,7 @@ from jax import Array
 from jaxgen import values
 from jaxgen.flow.bijectors import Bijector, sum_dims
 from jaxgen.flow.transforms import Transform
+from jaxgen.nn import variables
 
 
 def coupling(network: nn.Module, transform: Transform, mask: Any, num_context: int = 0) -> Bijector:
@@ -102,10 +103,14 @@ def initial(
     x: Array | None = None,
     context: Array | None = None,
 ) -> Any:
-    """Parameters of a network of data of this shape; data x (B, *shape) set those that depend on data."""
+    """Parameters of a network of data of this shape; data x (B, *shape) set those that depend on data.
+
+    Raises ValueError for a network with more than parameters, such as one with BatchNorm or Dropout: a
+    bijector is a function of parameters alone.
+    """
     if x is None:
         x, context = jnp.zeros((1, *shape)), jnp.zeros((1, num_context))
-    return network.init(key, x, *((context,) if num_context else ())).get("params", {})
+    return variables.parameters(network, key, x, *((context,) if num_context else ()))
 
 
 def parameters(
@@ -114,7 +119,7 @@ def parameters(
     """What the network gives for x (B, ...), (B, ..., num_parameters), float32 at least."""
     check_context(context, num_context)
     given = () if context is None else (context,)
-    output: Any = network.apply({"params": params}, x, *given)
+    output: Any = variables.apply(network, params, x, *given)
     raw = output.reshape(*x.shape, transform.num_parameters)
     return raw.astype(jnp.promote_types(raw.dtype, jnp.float32))
 

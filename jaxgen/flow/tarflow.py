@@ -38,7 +38,7 @@ from jaxgen.fields import PositiveFloat, PositiveInt
 from jaxgen.flow import bijectors, conditioned, density, preprocessing
 from jaxgen.flow.preprocessing import Logit, Preprocessing, Standardize
 from jaxgen.flow.transforms import Affine, Flipped, Transform
-from jaxgen.nn import patches
+from jaxgen.nn import patches, variables
 from jaxgen.nn.causal import Transformer
 from jaxgen.types import Batch, Metrics, observed
 from jaxgen.values import Value
@@ -118,7 +118,7 @@ class State(NamedTuple):
 def flow(cfg: Config, key: Array | None = None) -> bijectors.Bijector:
     """The bijector: preprocessing, blocks of patches, and a scale and shift of each dimension.
 
-    With a key networks that have `dropout` drop what it says, forward.
+    With a key networks are in training, forward: they drop by it.
 
     Raises ValueError for data that are no images, or that the patch does not divide into two patches or more,
     and for fewer than one block.
@@ -163,26 +163,28 @@ def block(cfg: Config, index: Array | int, key: Array | None = None) -> bijector
     transform = Flipped(cfg.transform)
     network = values.filled(cfg.network, num_outputs=size * transform.num_parameters)
     ordered = lambda x: jnp.where(index % 2 == 1, x[:, ::-1], x)
-    dropped: dict[str, Any] = {}
-    if key is not None and getattr(network, "dropout", None):
-        dropped = {"train": True, "rngs": {"dropout": jax.random.fold_in(key, index)}}
 
     def init(key, x=None, context=None):
         del x, context
         given = (jnp.zeros((1, cfg.num_context)),) if cfg.num_context else ()
-        return network.init(key, jnp.zeros((1, length, size)), *given).get("params", {})
+        made = variables.init(network, key, jnp.zeros((1, length, size)), *given)
+        if isinstance(made, variables.Variables):
+            raise ValueError(f"a flow has parameters alone, and its network has {', '.join(made.stats)} too")
+        return made
 
-    def read(params, x, context, **options):
-        """Parameters (B, n, size, ...) of the token after each, and the cache."""
+    def read(params, x, context, own_key=None, **options):
+        """Parameters (B, n, size, ...) of the token after each, and the cache; in training with a key."""
         conditioned.check_context(context, cfg.num_context)
-        output, cache = network.apply(
-            {"params": params}, x, *(() if context is None else (context,)), **options
-        )
+        given = () if context is None else (context,)
+        if own_key is None:
+            output, cache = variables.apply(network, params, x, *given, **options)
+        else:
+            (output, cache), _ = variables.train(network, params, own_key, x, *given)
         return output.reshape(*x.shape, transform.num_parameters), cache
 
     def forward(params, x, context=None):
         x = ordered(x)
-        raw, _ = read(params, x, context, **dropped)
+        raw, _ = read(params, x, context, None if key is None else jax.random.fold_in(key, index))
         raw = jnp.pad(raw[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0)))  # of the first nothing is said
         y, log_slope = transform.forward(raw, x)
         return ordered(y), bijectors.sum_dims(log_slope)

@@ -29,6 +29,8 @@ from jaxgen.gan.config import check, conditioning_of, draw_codes, networks, num_
 from jaxgen.gan.diagnostics import warnings as warnings
 from jaxgen.gan.losses import LOSSES
 from jaxgen.labels import Label
+from jaxgen.nn import variables
+from jaxgen.nn.variables import call
 from jaxgen.types import Batch, Metrics, observed
 
 
@@ -55,14 +57,13 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     generator, discriminator = networks(cfg)
     label = jnp.zeros(cfg.packing, jnp.int32)
     codes = jnp.zeros((cfg.packing, cfg.num_latents + conditioning_of(cfg).num_continuous_codes))
-    variables = {
-        "generator": generator.init(generator_key, with_label(codes, label, cfg), False),
-        "discriminator": discriminator.init(
-            discriminator_key, jnp.zeros((cfg.packing, *cfg.shape)), label, False
-        ),
+    x = jnp.zeros((cfg.packing, *cfg.shape))
+    players = {
+        "generator": variables.init(generator, generator_key, with_label(codes, label, cfg)),
+        "discriminator": variables.init(discriminator, discriminator_key, x, label),
     }
-    params = {player: v.get("params", {}) for player, v in variables.items()}
-    stats: dict[str, Any] = {player: {k: v[k] for k in v if k != "params"} for player, v in variables.items()}
+    params = {player: variables.parted(made).params for player, made in players.items()}
+    stats: dict[str, Any] = {player: variables.parted(made).stats for player, made in players.items()}
     opt_state = {player: optimizer(cfg, player).init(params[player]) for player in params}
     ema = jax.tree.map(jnp.copy, _variables(params["generator"], stats["generator"]))
     if cfg.augmentation is not None:
@@ -85,8 +86,8 @@ def discriminator_loss(
     real, label = observed(batch), how.labels(batch, label_key)
     fake, codes, _ = _generate(state.params["generator"], state, code_key, len(real), label, cfg)
     # The singular vectors move here and nowhere else, so that the whole step sees the same weights.
-    moving, stats = ("batch_stats", "spectral"), state.stats["discriminator"]
-    on_real, stats = _judge(params, stats, state, real, label, real_key, cfg, mutable=moving)
+    stats = state.stats["discriminator"]
+    on_real, stats = _judge(params, stats, state, real, label, real_key, cfg, spectral=True)
     on_fake, stats = _judge(params, stats, state, fake, label, fake_key, cfg)
     real_logits, fake_logits = on_real.logits, on_fake.logits
     if cfg.label_flipping:
@@ -174,8 +175,8 @@ def generator_step(state: State, batch: Batch, key: Array, cfg: Config) -> tuple
         state.params["generator"], state, batch, key, cfg
     )
     state = _update(state, "generator", grads, stats, cfg)
-    variables = _variables(state.params["generator"], state.stats["generator"])
-    ema = cfg.average(state.ema, variables, state.step)
+    collections = _variables(state.params["generator"], state.stats["generator"])
+    ema = cfg.average(state.ema, collections, state.step)
     return state._replace(ema=ema), {**metrics, "generator_grad_norm": optax.tree.norm(grads)}
 
 
@@ -235,14 +236,14 @@ def sample(
 def decode(state: State, z: Array, cfg: Config, label: Label = None) -> Array:
     """Codes z, as of `draw_codes`, and labels (B,) to data (B, *shape), by the averaged generator."""
     label = labels.given(label, len(z), num_labels(cfg))
-    return jnp.float32(networks(cfg)[0].apply(state.ema, with_label(z, label, cfg), False))
+    return jnp.float32(call(networks(cfg)[0], state.ema, with_label(z, label, cfg), train=False))
 
 
 def judge(state: State, x: Array, cfg: Config, label: Label = None) -> Verdict:
     """The discriminator's logits and features of data x (B, *shape), without noise or augmentation."""
     labels.check(label, num_labels(cfg))
-    variables = _variables(state.params["discriminator"], state.stats["discriminator"])
-    verdict: Any = networks(cfg)[1].apply(variables, x, label, False)
+    collections = _variables(state.params["discriminator"], state.stats["discriminator"])
+    verdict: Any = call(networks(cfg)[1], collections, x, label, train=False)
     return verdict
 
 
@@ -252,8 +253,8 @@ def feature_maps(state: State, x: Array, cfg: Config, label: Label = None) -> tu
     Raises ValueError for a network without feature maps.
     """
     labels.check(label, num_labels(cfg))
-    variables = _variables(state.params["discriminator"], state.stats["discriminator"])
-    _, sown = networks(cfg)[1].apply(variables, x, label, False, mutable=["intermediates"])
+    collections = _variables(state.params["discriminator"], state.stats["discriminator"])
+    _, sown = call(networks(cfg)[1], collections, x, label, train=False, mutable=["intermediates"])
     if not sown:
         name = type(cfg.discriminator).__module__.rpartition(".")[2]
         raise ValueError(f"the discriminator of {name} has no feature maps: dcgan's has")
@@ -263,19 +264,26 @@ def feature_maps(state: State, x: Array, cfg: Config, label: Label = None) -> tu
 
 def _generate(params, state, key, n, label, cfg):
     """n samples by batch statistics, their continuous codes, and the generator's new statistics."""
-    variables, z = _variables(params, state.stats["generator"]), draw_codes(key, n, cfg)
-    x, stats = networks(cfg)[0].apply(
-        variables, with_label(z, label, cfg), True, mutable=["batch_stats", "spectral"]
+    stats, z = state.stats["generator"], draw_codes(key, n, cfg)
+    x, moved = call(
+        networks(cfg)[0],
+        _variables(params, stats),
+        with_label(z, label, cfg),
+        train=True,
+        key=keys.named(key, "dropout"),
+        mutable=list(stats),
     )
-    return jnp.float32(x), z[:, cfg.num_latents :], {**state.stats["generator"], **stats}
+    return jnp.float32(x), z[:, cfg.num_latents :], {**stats, **moved}
 
 
-def _judge(params, stats, state, x, label, key, cfg, mutable=("batch_stats",)):
-    """The Verdict on x in training, and the new statistics."""
+def _judge(params, stats, state, x, label, key, cfg, spectral=False):
+    """The Verdict on x in training, and the new statistics; with `spectral` singular vectors move too."""
     look_key, dropout_key = keys.named(key, "look", "dropout")
     x = _looked_at(look_key, x, state, cfg)
-    variables, rngs = _variables(params, stats), {"dropout": dropout_key}
-    verdict, new = networks(cfg)[1].apply(variables, x, label, True, rngs=rngs, mutable=mutable)
+    mutable = [name for name in stats if spectral or name != "spectral"]
+    verdict, new = call(
+        networks(cfg)[1], _variables(params, stats), x, label, train=True, key=dropout_key, mutable=mutable
+    )
     return verdict, {**stats, **new}
 
 
@@ -295,7 +303,7 @@ def _critic(params, stats, state, label, key, cfg):
 
     def critic(sets):
         x = _looked_at(key, sets.reshape(-1, *cfg.shape), state, cfg)
-        verdict: Any = network.apply(_variables(params, stats), x, label, False)
+        verdict: Any = call(network, _variables(params, stats), x, label, train=False)
         return verdict.logits
 
     return critic

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,8 @@ from jaxgen.run.directory import RunError
 from jaxgen.run.seeds import Seeds
 from jaxgen.types import Family
 
-KEEP = 3
-"""How many of the latest checkpoints a run directory keeps."""
+KEEP = {"checkpoints": 3, "best": 1}
+"""How many of the latest checkpoints a run directory keeps in its folders, the last ones and the best."""
 
 UNREADABLE = ("\\", "**")
 """What no path of a run that was moved can contain; see `directory.WILDCARDS` for one that is written."""
@@ -34,13 +34,13 @@ NO_DAMAGE = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "Permission denied", "To
 """Words of errors on reading that are no fault of the checkpoint."""
 
 
-def open_writer(run_dir: Path) -> Any:
-    """An Orbax checkpointer on run_dir/checkpoints, to be closed after use."""
+def open_writer(run_dir: Path, folder: str = "checkpoints") -> Any:
+    """An Orbax checkpointer on a folder of `KEEP` in run_dir, to be closed after use."""
     import orbax.checkpoint.experimental.v1 as ocp
 
     return ocp.training.Checkpointer(
-        run_dir / "checkpoints",
-        preservation_policy=ocp.training.preservation_policies.LatestN(KEEP),
+        run_dir / folder,
+        preservation_policy=ocp.training.preservation_policies.LatestN(KEEP[folder]),
         cleanup_tmp_directories=True,
     )
 
@@ -51,12 +51,12 @@ def save(writer: Any, step: int, state: Any) -> None:
         writer.save_async(step, state, force=True)
 
 
-def steps(run_dir: Path) -> list[int]:
+def steps(run_dir: Path, folder: str = "checkpoints") -> list[int]:
     """The steps of the committed checkpoints, ascending."""
-    return sorted(int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit())
+    return sorted(int(path.name) for path in (run_dir / folder).glob("*") if path.name.isdigit())
 
 
-def restore(run_dir: Path, like: Any, step: int | None = None) -> Any:
+def restore(run_dir: Path, like: Any, step: int | None = None, folder: str = "checkpoints") -> Any:
     """The State of checkpoint `step`, by default of the latest intact one, or None if there is no checkpoint.
 
     Without `step`, damaged checkpoints are skipped with a warning.
@@ -65,25 +65,26 @@ def restore(run_dir: Path, like: Any, step: int | None = None) -> Any:
         run_dir: absolute path of the run.
         like: a tree of jax.ShapeDtypeStruct with the wanted shardings, as returned by `abstract_state`.
         step: the checkpoint to read.
+        folder: where, one of `KEEP`.
 
     Raises:
         RunError: `step` is missing or damaged, no checkpoint is intact, or an intact one cannot be read,
             being of another config, version or floating-point type, or for lack of access or memory.
     """
-    available = steps(run_dir)
+    available = steps(run_dir, folder)
     if available:
         directory.check_path(run_dir, UNREADABLE)
     if step is not None and step not in available:
         raise RunError(f"{run_dir} has no checkpoint {step}; it has {available or 'none'}")
     for candidate in reversed(available) if step is None else [step]:
-        folder = run_dir / "checkpoints" / str(candidate)
-        different = _differences(folder, like)
+        path = run_dir / folder / str(candidate)
+        different = _differences(path, like)
         if different:
             raise RunError(
                 f"checkpoint {candidate} of {run_dir} is of another config or version of its family:"
                 f" {different}"
             )
-        state = _read(folder, like)
+        state = _read(path, like)
         if state is not None:
             return state
         if step is not None:
@@ -183,12 +184,15 @@ def set_aside(run_dir: Path, after: int) -> None:
             shutil.move(run_dir / "checkpoints" / str(step), target)
 
 
-def load(run_dir: str | Path, step: int | None = None, cfg: Any = None) -> tuple[Any, Any, Any]:
+def load(
+    run_dir: str | Path, step: int | Literal["best"] | None = None, cfg: Any = None
+) -> tuple[Any, Any, Any]:
     """The family, config and state of a run: `family.sample(key, state, 64, cfg)` draws from it.
 
     Args:
         run_dir: what `fit` was given.
-        step: which checkpoint; the latest intact one by default.
+        step: which checkpoint, "best" for that with the lowest validation loss; by default the latest intact
+            one.
         cfg: the config, needed only if it held networks or optimizers of your own.
 
     Raises:
@@ -206,7 +210,13 @@ def load(run_dir: str | Path, step: int | None = None, cfg: Any = None) -> tuple
     cfg = directory.read_config(family, run_dir) if cfg is None else cfg
     if not isinstance(cfg, family.Config):
         raise RunError(f"{run_dir} is of the family {name}: cfg must be its Config, not {type(cfg).__name__}")
-    state = restore(run_dir, abstract_state(family, cfg), step)
+    like = abstract_state(family, cfg)
+    if step == "best":
+        state = restore(run_dir, like, folder="best")
+        if state is None:
+            raise RunError(f"{run_dir} has no best checkpoint: it was trained without validation")
+        return family, cfg, state
+    state = restore(run_dir, like, step)
     if state is None:
         raise RunError(f"{run_dir} has no checkpoint yet")
     return family, cfg, state

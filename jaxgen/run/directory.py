@@ -5,6 +5,7 @@ config.json     family, config, data, key and versions; `load` needs no more, an
 metrics.jsonl   one object per log line, with "step" first
 samples/        <step>.png
 checkpoints/    <step>/, see `checkpoint`
+best/           <step>/, the checkpoint with the lowest validation loss, if there is validation
 """
 
 import contextlib

@@ -8,6 +8,7 @@ that never stopped. `dispatch` says how steps are dispatched to the device.
 import contextlib
 import functools
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,19 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jaxgen import arguments, data, fields, keys, plot
+from jaxgen.data.dataset import one_line
 from jaxgen.run import checkpoint, directory, dispatch, shard
+from jaxgen.run.validation import NAME, is_over, measured
+from jaxgen.run.validation import best as best_of
 from jaxgen.types import DATA, Family, observed
 
 NUM_SAMPLES = 64
 """Samples in a picture."""
 NUM_POINTS = 2000
 """Samples in a picture of points in the plane."""
+
+OnLog = Callable[[int, dict[str, float], Any], None]
+"""(step, metrics, State)."""
 
 
 def fit(
@@ -43,7 +50,10 @@ def fit(
     log_every: int = 100,
     sample_every: int = 1000,
     save_every: int = 1000,
-    on_log: Callable[[int, dict[str, float]], None] | None = None,
+    validation: data.Dataset | data.StreamedDataset | None = None,
+    validate_every: int = 1000,
+    patience: int | None = None,
+    on_log: OnLog | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Any:
     """Train `family` for `steps` steps in all and return its State.
@@ -67,21 +77,31 @@ def fit(
         log_every: steps between log lines; a line holds the means over the steps since the last.
         sample_every: steps between pictures of samples; 0 draws none.
         save_every: steps between checkpoints; 0 saves only at the end.
-        on_log: called with the step and the metrics of every log line.
+        validation: held-out examples, such as `data.load(name, "validation")` where the model is trained on
+            "train-validation". Their mean loss is logged as "validation_loss", and the State with the lowest
+            one is kept in best/ of the run: `jaxgen.load(run_dir, step="best")`.
+        validate_every: steps between validations; there is one at the end, too.
+        patience: stop after so many validations in turn that bring no lower loss; None for never.
+        on_log: called with the step, the metrics of every log line, and the State, which is to be copied if
+            it is to be kept: the next step takes its memory.
         facts: JSON to be recorded in config.json; a resumed run need not have the same.
 
     Raises:
         ValueError: an argument is of another type, such as a Config of another family, or the data are of
             another shape than `cfg.shape` or have values that the likelihood cannot mean; the batch does not
-            split over the devices, a number of steps is not positive, or `start` has other shapes.
+            split over the devices, a number of steps is not positive, `start` has other shapes, or there is
+            validation of a family that has nothing to be validated by.
         RunError: the run directory holds another run or one with more steps, is in use by another process, or
             cannot be written.
         FloatingPointError: a metric or the state became NaN or infinite; the message names the step, and the
             checkpoints stay as they were.
     """
     _check_arguments(family, cfg, dataset, key)
-    if min(steps, log_every) < 1 or (chunk is not None and chunk < 1):
-        raise ValueError("steps, log_every and chunk must be at least 1")
+    optional = [number for number in (chunk, patience) if number is not None]
+    if min(steps, log_every, validate_every, *optional) < 1:
+        raise ValueError("steps, log_every, validate_every, patience and chunk must be at least 1")
+    if patience is not None and validation is None:
+        raise ValueError("patience is that of validation: give held-out examples as `validation`")
     mesh = shard.mesh() if mesh is None else mesh
     shard.check_threads(mesh)
     shard.check_batch_size(batch_size, mesh)
@@ -90,6 +110,10 @@ def fit(
     if start is not None:
         _check_start(like, start)
     init_key, data_key, sample_key = keys.named(key, "init", "data", "pictures")
+    validate, history = None, []
+    if validation is not None:
+        validation_key = keys.named(key, "validation")
+        validate = measured(family, cfg, validation, batch_size, validation_key, mesh)
     batches = data.batches(dataset, batch_size, seed=int(jax.random.bits(data_key, dtype=jnp.uint32)))
     identity = {
         "data": dataset.name,
@@ -106,6 +130,8 @@ def fit(
     draw = jax.jit(
         lambda key, state: family.sample(key, state, shown, cfg), out_shardings=shard.replicated(mesh)
     )
+    if run_dir is not None and sample_every:
+        draw.eval_shape(sample_key, like)  # what cannot be drawn is refused before the first step
 
     with contextlib.ExitStack() as stack:
         folder, state, stop, writes = None, None, None, jax.process_index() == 0
@@ -128,6 +154,8 @@ def fit(
                 checkpoint.set_aside(folder, after=reached)
                 directory.rewind_metrics(folder, reached)
             shard.barrier("resumed")
+            rows = directory.read_metrics(folder)
+            history = [(int(row["step"]), row[NAME]) for row in rows if NAME in row]
         if state is None:
             streamed = isinstance(batches, data.StreamedBatches)
             first = shard.put_batch(batches(0), mesh) if streamed else batches(0)
@@ -139,30 +167,50 @@ def fit(
         step, totals, counted, since = int(state.step), zeros, 0, time.perf_counter()
         bar = stack.enter_context(_progress_bar(steps, step))
         writer = stack.enter_context(checkpoint.open_writer(folder)) if folder else None
-        while step < steps:
-            until = min(_next_multiple(step, every, steps) for every in (log_every, sample_every, save_every))
+        best = stack.enter_context(checkpoint.open_writer(folder, "best")) if folder and validate else None
+        stops = (log_every, sample_every, save_every, validate_every if validate else 0)
+        over = step >= steps or is_over(history, patience)
+        while not over:
+            until = min(_next_multiple(step, every, steps) for every in stops)
             while step < until and not _interrupted(stop):
                 state, totals, done = advance(state, totals, step, until)
                 step, counted = step + done, counted + done
                 bar.update(done)
             dispatch.check(totals, cfg)
-            if counted and (step % log_every == 0 or step == steps):
-                metrics = {name: float(total) / counted for name, total in totals.metrics.items()}
-                rate = counted / (time.perf_counter() - since)
+            rate, validated = counted / (time.perf_counter() - since), {}
+            if validate and counted and _is_due(step, validate_every, steps):
+                validated = {NAME: validate(state)}
+                history.append((step, validated[NAME]))
+                if folder and best_of(history) == step:
+                    _check_state(state, step, cfg)
+                    checkpoint.save(best, step, state)
+            over = step == steps or is_over(history, patience)
+            metrics = {}
+            if counted and (validated or over or _is_due(step, log_every, steps)):
+                metrics = {name: float(total) / counted for name, total in totals.metrics.items()} | validated
                 bar.set_postfix({name: f"{value:.4g}" for name, value in metrics.items()}, refresh=False)
                 if folder and writes:
-                    directory.log(folder, {"step": step, **metrics, "steps_per_second": round(rate, 3)})
-                if on_log:
-                    on_log(step, metrics)
-                totals, counted, since = zeros, 0, time.perf_counter()
-            if folder and sample_every and (step % sample_every == 0 or step == steps):
-                samples = np.asarray(draw(sample_key, state))
-                if writes:
-                    plot.save_samples(folder / "samples" / f"{step}.png", samples)
+                    with _warned(f"the log line of step {step} cannot be written"):
+                        directory.log(folder, {"step": step, **metrics, "steps_per_second": round(rate, 3)})
             stopping = _agree(stop)
-            if folder and (stopping or step == steps or (save_every and step % save_every == 0)):
+            if folder and (stopping or over or _is_due(step, save_every, steps)):
                 _check_state(state, step, cfg)
                 checkpoint.save(writer, step, state)
+            # What follows may fail, and costs no checkpoint.
+            if folder and sample_every and (over or _is_due(step, sample_every, steps)):
+                with _warned(f"samples of step {step} cannot be drawn"):
+                    samples = np.asarray(draw(sample_key, state))
+                    if writes:
+                        plot.save_samples(folder / "samples" / f"{step}.png", samples)
+            if metrics:
+                try:
+                    if on_log:
+                        on_log(step, metrics, state)
+                except Exception:
+                    if folder:
+                        checkpoint.save(writer, step, state)
+                    raise
+                totals, counted, since = zeros, 0, time.perf_counter()
             if stop is not None and stopping:
                 stop.leave(f"stopped after step {step}, saved in {folder}; the same command continues")
     return state
@@ -238,6 +286,19 @@ def _agree(stop):
     signals = multihost_utils.process_allgather(np.int32(stop.signal or 0))
     stop.signal = int(signals.max()) or None
     return stop.signal is not None
+
+
+def _is_due(step, every, steps):
+    return step == steps or (every > 0 and step % every == 0)
+
+
+@contextlib.contextmanager
+def _warned(what):
+    """An error in here is a warning, after which the run goes on."""
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(f"{what}: {one_line(error)}", stacklevel=2)
 
 
 def _next_multiple(step, every, steps):

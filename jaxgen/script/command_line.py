@@ -163,7 +163,7 @@ def _alternatives(value: Any, deep: bool = True) -> dict[str, tuple[Any, dict[st
     hints, found = typing.get_type_hints(type(value)), {}
     for field in values.options(value):
         current = getattr(value, field.name)
-        classes = _classes(hints[field.name])
+        classes = part_classes(hints[field.name])
         if len(classes) > 1:
             found[field.name.replace("_", "-")] = current, classes
         if deep and dataclasses.is_dataclass(current):
@@ -172,7 +172,7 @@ def _alternatives(value: Any, deep: bool = True) -> dict[str, tuple[Any, dict[st
     return found
 
 
-def _classes(hint: Any) -> dict[str, type]:
+def part_classes(hint: Any) -> dict[str, type]:
     """The classes of parts in a Union, without the base classes that admit a user's own parts."""
     classes = [c for c in typing.get_args(hint) if isinstance(c, type) and dataclasses.is_dataclass(c)]
     classes = [c for c in classes if c is not nn.Module]

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxgen.run import directory
+from jaxgen.run.fit import OnLog
 
 
-def on_log(logger: str, run_dir: Path, family: Any, cfg: Any) -> Callable[[int, dict[str, float]], None]:
+def on_log(logger: str, run_dir: Path, family: Any, cfg: Any) -> OnLog:
     """A function for `fit` that sends log lines to the chosen logger.
 
     It also prints them if there is no progress bar. If the family has a function `warnings(metrics)`, each
@@ -33,7 +34,8 @@ def on_log(logger: str, run_dir: Path, family: Any, cfg: Any) -> Callable[[int, 
     except ImportError:
         raise ValueError(f'--logger {logger} needs pip install "jaxgen[logs]"') from None
 
-    def log(step: int, metrics: dict[str, float]) -> None:
+    def log(step: int, metrics: dict[str, float], state: Any) -> None:
+        del state
         for send in senders:
             send(step, metrics)
 

@@ -61,6 +61,11 @@ class Options:
     """Steps between pictures of samples; 0 for none."""
     save_every: int = 1000
     """Steps between checkpoints; 0 for one at the end."""
+    validate_every: int = 0
+    """Steps between measurements of the loss on a fixed tenth of the training split, which is not trained on
+    then; 0 for none. The best checkpoint is kept beside the last ones: `jaxgen sample RUN --step best`."""
+    patience: int | None = None
+    """Stop after so many validations in turn that bring no lower loss; None for never."""
     evaluate: Literal["none", "quick", "full"] = "full"
     """How much is measured after training: all of it, or that of few examples and samples, or nothing."""
     num_samples: int = 10_000
@@ -142,13 +147,18 @@ def run_system(name: str, system: System, options: Options, cfg: Any, module: st
     """Train and evaluate one system as its script does, and return the State."""
     if options.steps is not None and options.steps < 1:  # before a first stage is trained
         raise ValueError(f"steps must be at least 1, not {options.steps}")
+    if options.validate_every < 0:
+        raise ValueError(f"validate_every must be at least 0, not {options.validate_every}")
+    if options.patience is not None and not options.validate_every:
+        raise ValueError("--patience is that of validation: give --validate-every too")
     shard.initialize()
     run_dir = options.run_dir or _new_run_dir(name, options)
     options = dataclasses.replace(options, run_dir=run_dir)
-    train, test = (
-        system.transform(data.load(options.data, s, options.data_dir, options.image_size))
-        for s in ("train", "test")
+    load = lambda split: system.transform(
+        data.load(options.data, split, options.data_dir, options.image_size)
     )
+    train, test = load("train-validation" if options.validate_every else "train"), load("test")
+    validation = load("validation") if options.validate_every else None
     cfg = types.from_data(system.family, train, cfg)
     start = None
     module = module or main_module()
@@ -174,6 +184,9 @@ def run_system(name: str, system: System, options: Options, cfg: Any, module: st
         log_every=options.log_every,
         sample_every=options.sample_every,
         save_every=options.save_every,
+        validation=validation,
+        validate_every=options.validate_every or 1000,
+        patience=options.patience,
         on_log=loggers.on_log(options.logger, run_dir, system.family, cfg)
         if jax.process_index() == 0
         else None,

@@ -407,7 +407,7 @@ def test_a_unet_takes_any_size_and_returns_it(size, patch, multipliers):
     )
     state = jax.eval_shape(functools.partial(ddpm.init, cfg=cfg), jax.random.key(0))
     out = jax.eval_shape(
-        lambda state, x: ddpm._predict(state.ema, x, jnp.zeros(2), None, cfg),
+        lambda state, x: ddpm._predict(state.ema, x, jnp.zeros(2), None, cfg)[0],
         state,
         jnp.zeros((2, *cfg.shape)),
     )

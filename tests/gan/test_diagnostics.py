@@ -93,6 +93,6 @@ def test_runs_gone_wrong_are_told():
 def test_a_script_says_each_warning_once_while_it_stands(capsys, tmp_path):
     log = loggers.on_log("none", tmp_path, gan, CFG)
     for step, diversity in enumerate((0.9, 0.1, 0.05, 0.9, 0.1)):
-        log(step, {"diversity": diversity})
+        log(step, {"diversity": diversity}, None)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert [line.split(":")[1].strip() for line in said] == ["step 1", "step 4"]

@@ -607,7 +607,7 @@ def test_a_continuous_code_comes_to_mean_something():
     )
     rows = []
     options = {"batch_size": 128, "key": KEY, "mesh": shard.mesh(1), "sample_every": 0, "log_every": 500}
-    state = jaxgen.fit(gan, cfg, lines, steps=1500, on_log=lambda step, row: rows.append(row), **options)
+    state = jaxgen.fit(gan, cfg, lines, steps=1500, on_log=lambda step, row, _: rows.append(row), **options)
     # A reader who knows nothing has 1/3. Two runs that differ in rounding alone ended on both sides of 0.1.
     assert rows[-1]["code_error"] < 0.2
     assert rows[-1]["class_accuracy"] > 0.95

@@ -55,7 +55,7 @@ def fit(dataset, steps, cfg=None, **options):
 @pytest.mark.slow
 def test_log_lines_are_means_over_the_interval(ring, tmp_path):
     seen = []
-    fit(ring, 25, run_dir=tmp_path, log_every=10, on_log=lambda step, m: seen.append((step, m["index"])))
+    fit(ring, 25, run_dir=tmp_path, log_every=10, on_log=lambda step, m, _: seen.append((step, m["index"])))
     assert seen == [(10, 4.5), (20, 14.5), (25, 22.0)]
     rows = directory.read_metrics(tmp_path)
     assert [(row["step"], row["index"]) for row in rows] == seen
@@ -421,7 +421,7 @@ from jaxgen import data, shard
 from tests import line
 jaxgen.fit(line, line.Config(), data.load("ring"), steps=2000, batch_size=16, key=jax.random.key(0),
            mesh=shard.mesh(1), run_dir=sys.argv[1], sample_every=0, save_every=20, log_every=10, chunk=1,
-           on_log=lambda step, metrics: time.sleep(0.05))
+           on_log=lambda *_: time.sleep(0.05))
 """
 
 

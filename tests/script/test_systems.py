@@ -394,3 +394,18 @@ def test_every_preset_can_be_trained_from_the_shell():
 def test_the_version_is_printed(capsys):
     cli.main(["--version"])
     assert capsys.readouterr().out == f"jaxgen {jaxgen.__version__}\n"
+
+
+@pytest.mark.slow
+def test_a_script_validates_on_what_it_does_not_train_on(tmp_path):
+    run = tmp_path / "run"
+    options = ("--validate-every", "10", "--patience", "5", "--evaluate", "none", "--run-dir", run)
+    assert script("vae", *QUICK, *options, cwd=tmp_path).returncode == 0
+    description = directory.read_description(run)
+    assert description["split"] == "train-validation"
+    assert description["num_examples"] == len(data.load("digits", "train-validation"))
+    assert [row["step"] for row in directory.read_metrics(run) if "validation_loss" in row] == [10, 20]
+    assert len(checkpoint.steps(run, "best")) == 1
+    with contextlib.redirect_stdout(io.StringIO()):
+        cli.main(["sample", str(run), "--step", "best", "-n", "4"])
+    assert (run / "samples.png").exists()

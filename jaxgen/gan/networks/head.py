@@ -11,6 +11,7 @@ from jax import Array
 from jaxgen.fields import PositiveInt
 from jaxgen.gan.conditioning import Conditioning, Verdict
 from jaxgen.gan.networks import layers
+from jaxgen.nn.variables import told
 from jaxgen.values import Value
 
 KERNEL_DIMENSIONS = 5
@@ -61,7 +62,9 @@ class Discriminator(nn.Module):
         std = getattr(self.body, "std", 0.0)
         normalization = "spectral" if spectral else "none"
         dense = functools.partial(layers.dense, normalization=normalization, std=std, dtype=self.dtype)
-        features = last = self.body(pack(self.conditioning.shown(x, label), self.packing), train)
+        features = last = self.body(
+            pack(self.conditioning.shown(x, label), self.packing), **told(self.body, train)
+        )
         if self.minibatch is not None:
             more = self.minibatch(features)  # type: ignore[operator]
             last = jnp.concatenate([features, more.astype(features.dtype)], -1)
