@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxgen.data.dataset import DataError, StreamedDataset, check_split
-from jaxgen.data.images import decode, header, held_out
+from jaxgen.data.images import check_held_out, decode, header, held_out
 
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
@@ -67,6 +67,8 @@ def folder(path: Path, split: str, image_size: int | None = None) -> StreamedDat
         )
     width, height = sizes[0] if image_size is None else (image_size, image_size)
     chosen = splits == split
+    if split == "test" and not has_splits:
+        check_held_out(name, chosen)
     labels = label[chosen].astype(np.int32) if len(label_names) > 1 else None
     source = _Files(files[chosen], labels, channels, image_size)
     shape = (height, width, channels)

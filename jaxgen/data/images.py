@@ -40,6 +40,16 @@ def held_out(label: np.ndarray) -> np.ndarray:
     return chosen
 
 
+def check_held_out(name: str, chosen: np.ndarray) -> None:
+    """Raises DataError, which says why, if the test split, chosen (N,) bool by `held_out`, is empty."""
+    if not chosen.any():
+        number = f"{len(chosen)} example{'s' if len(chosen) > 1 else ''}"
+        raise DataError(
+            f"{name} has {number}, of which none is left for the test split, a fifth of each class: three of"
+            " a class are enough, or give it splits of its own"
+        )
+
+
 def decode(file, channels: int, image_size: int | None, name: str) -> np.ndarray:
     """The picture in `file`, a path or a binary stream, as (H, W, channels) uint8.
 
