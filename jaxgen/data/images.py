@@ -74,7 +74,7 @@ def decode(file, channels: int, image_size: int | None, name: str) -> np.ndarray
             mode = _MODES[channels]
             return _fit(image if image.mode == mode else image.convert(mode), image_size)
     except Exception as error:  # PIL raises a dozen types on damaged files
-        raise DataError(f"{name} cannot be read as a picture: {one_line(error)}") from error
+        raise DataError(f"{name} cannot be read as a picture: {_reason(error)}") from error
 
 
 def _to_8_bits(pixels: np.ndarray, format: str | None) -> np.ndarray:
@@ -149,7 +149,14 @@ def header(file: str) -> tuple[tuple[int, int], bool]:
             gray = image.mode in _GRAY or (image.mode == "P" and _is_gray(image.palette))
             return (width, height), gray
     except Exception as error:  # PIL raises a dozen types on damaged files
-        raise DataError(f"{file} cannot be read as a picture: {one_line(error)}") from error
+        raise DataError(f"{file} cannot be read as a picture: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why PIL cannot read a picture, without the name of the file or of an object in memory."""
+    from PIL import UnidentifiedImageError
+
+    return "it has no known format" if isinstance(error, UnidentifiedImageError) else one_line(error)
 
 
 def _is_gray(palette) -> bool:

@@ -39,10 +39,11 @@ def write(run_dir: str | Path, metrics: Mapping[str, Metric], **facts: Any) -> P
 def write_page(run_dir: str | Path) -> Path:
     """Write report.html of a run from the files in its directory; returns the page's path.
 
-    Raises RunError if the directory holds no run.
+    Raises RunError if the directory holds no run, or cannot be written to.
     """
     run_dir = directory.resolve(run_dir)
     description = directory.read_description(run_dir)
+    directory.check_writable(run_dir)
     rows = directory.read_metrics(run_dir)
     if rows:
         caption = "Means of the training steps since the last point."

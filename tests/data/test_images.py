@@ -359,6 +359,13 @@ def test_damaged_pictures_are_named(tmp_path, suffix):
         assert not isinstance(found, str) or "\n" not in found
 
 
+def test_a_file_that_is_no_picture_is_named_once(tmp_path):
+    (tmp_path / "a.png").write_text("no picture")
+    with pytest.raises(data.DataError) as error:
+        data.load(f"folder:{tmp_path}")
+    assert str(error.value) == f"{tmp_path}/a.png cannot be read as a picture: it has no known format"
+
+
 def test_damage_shows_when_a_streamed_picture_is_read(pictures, monkeypatch):
     monkeypatch.setattr(sources, "WHOLE_LIMIT", 0)
     file = pictures / "cat" / "00.png"
