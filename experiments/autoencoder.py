@@ -37,7 +37,7 @@ from jaxgen.latent import interpolate
 from jaxgen.likelihoods import LogisticMixture
 from jaxgen.nn.masked import MADE
 from jaxgen.nn.mlp import MLP
-from jaxgen.script import Options, System, likelihoods, main
+from jaxgen.script import Options, System, likelihoods, main, pictures
 from jaxgen.types import observed
 
 MANIFOLD_SIDE = 20
@@ -49,22 +49,30 @@ def evaluate(key, state, train, test, cfg, folder, num_samples):
     """The bounds on the test set; pictures of reconstructions, and of the latent space if it is a plane."""
     batch = test[:500]
     if len(cfg.shape) == 3:
-        x, label = batch["image"][:48], batch["label"][:48] if cfg.conditional else None
-        plot.save_pairs(folder / "reconstructions.png", x, vae.reconstruct(state, x, cfg, label))
+        few = test[: pictures.NUM_EXAMPLES]
+        x, label = few["image"], few["label"] if cfg.conditional else None
+        pictures.save_reconstructions(folder, x, vae.reconstruct(state, x, cfg, label))
         if cfg.conditional:
-            label = np.repeat(np.arange(cfg.num_classes), 10)
-            plot.save_grid(folder / "classes.png", vae.sample(key, state, len(label), cfg, label), columns=10)
+            draw = lambda label: vae.sample(key, state, len(label), cfg, label)
+            pictures.save_classes(folder, draw, cfg.num_classes, test.label_names)
         elif cfg.num_latents == 2 and isinstance(cfg.posterior, posteriors.Gaussian):
             images = vae.decode(state, interpolate.prior_quantiles(MANIFOLD_SIDE), cfg)
-            plot.save_grid(folder / "manifold.png", images, columns=MANIFOLD_SIDE, gap=0)
+            caption = "The latent plane, decoded at quantiles of the prior, which are dense in its middle."
+            plot.save_grid(folder / "manifold.png", images, MANIFOLD_SIDE, gap=0, caption=caption)
     if cfg.num_latents == 2 and not isinstance(cfg.posterior, Categorical) and "label" in batch:
         batch = test[:2000]
         codes = vae.encode(state, observed(batch), cfg, batch["label"] if cfg.conditional else None)
-        plot.save_labelled_points(folder / "codes.png", codes, batch["label"], test.label_names)
+        save_codes(folder, codes, batch["label"], test.label_names)
     metrics = likelihoods(key, vae, state, test, cfg, num_samples)
     if cfg.conditional:
         metrics[f"nll_iwae_{num_samples}_given_label"] = given_label(key, state, test, cfg, num_samples)
     return metrics
+
+
+def save_codes(folder, codes, label, names):
+    """codes.png: a latent plane by class."""
+    caption = "Codes of test examples in the latent plane, coloured by class."
+    plot.save_labelled_points(folder / "codes.png", codes, label, names, caption)
 
 
 def given_label(key, state, test, cfg, num_samples):
@@ -89,21 +97,28 @@ def evaluate_autoencoder(key, state, train, test, cfg, folder):
     mixture_cfg = gmm.Config(shape=(cfg.num_latents,), num_components=2 * (test.num_classes or 10))
     mixture = gmm.fit(ae.encode(state, observed(train[:10_000]), cfg), mixture_cfg, key=key)
     normal = jax.random.normal(key, (NUM_SAMPLES, cfg.num_latents))
-    plot.save_samples(folder / "prior_standard_normal.png", ae.decode(state, normal, cfg))
-    plot.save_samples(folder / "prior_gaussian.png", ae.sample(key, state, NUM_SAMPLES, cfg))
-    drawn = gmm.sample(key, mixture, NUM_SAMPLES, mixture_cfg)
-    plot.save_samples(folder / "prior_mixture.png", ae.decode(state, drawn, cfg))
+    drawn = {
+        "standard normal": ae.decode(state, normal, cfg),
+        "gaussian": ae.sample(key, state, NUM_SAMPLES, cfg),
+        "mixture": ae.decode(state, gmm.sample(key, mixture, NUM_SAMPLES, mixture_cfg), cfg),
+    }
+    for name, x in drawn.items():
+        fitted = "" if name == "standard normal" else " that was fitted to the training codes"
+        caption = f"Decoded draws of a prior of codes, a {name} one{fitted}."
+        plot.save_samples(folder / f"prior_{name.replace(' ', '_')}.png", x, caption)
     if len(cfg.shape) == 3:
-        x = batch["image"][:48]
-        plot.save_pairs(folder / "reconstructions.png", x, ae.reconstruct(state, x, cfg))
+        x = batch["image"][: pictures.NUM_EXAMPLES]
+        pictures.save_reconstructions(folder, x, ae.reconstruct(state, x, cfg))
         between = interpolate.path(codes[:8], codes[8:16], STRIP_LENGTH).swapaxes(0, 1)
         images = ae.decode(state, between.reshape(-1, cfg.num_latents), cfg)
-        plot.save_grid(folder / "interpolations.png", images, columns=STRIP_LENGTH)
+        caption = "Straight lines between the codes of two test examples, a row each."
+        plot.save_grid(folder / "interpolations.png", images, STRIP_LENGTH, caption=caption)
         if cfg.num_latents == 2:
             images = ae.decode(state, interpolate.bounding_square(codes, MANIFOLD_SIDE), cfg)
-            plot.save_grid(folder / "square.png", images, columns=MANIFOLD_SIDE, gap=0)
+            caption = "The square around the codes of test examples, decoded, with the holes between them."
+            plot.save_grid(folder / "square.png", images, MANIFOLD_SIDE, gap=0, caption=caption)
     if cfg.num_latents == 2 and "label" in batch:
-        plot.save_labelled_points(folder / "codes.png", codes, batch["label"], test.label_names)
+        save_codes(folder, codes, batch["label"], test.label_names)
     return reconstruction_error(key, ae, state, test, cfg)
 
 
@@ -128,12 +143,19 @@ def evaluate_denoising(key, state, train, test, cfg, folder):
         }
         rows[level] = {name: denoise.psnr(clean, images).mean() for name, images in estimates.items()}
         if factor == 1:
-            images = [clean[:12], *(images[:12] for images in estimates.values())]
-            plot.save_grid(folder / "denoised.png", np.concatenate(images), columns=12)
+            shown = {"clean": clean, **estimates}
+            plot.save_grid(
+                folder / "denoised.png",
+                np.concatenate([images[:12] for images in shown.values()]),
+                columns=12,
+                row_titles=[name.replace("_", " ") for name in shown],
+                caption="Test examples, clean and noisy, and as a median filter and the model denoise them.",
+            )
     curves = [plot.Curve(list(rows), [row[name] for row in rows.values()], name) for name in rows[trained]]
     x_label = f"{strength} of {type(cfg.corruption).__name__}"
     panel = plot.Panel(curves, x_label=x_label, y_label="PSNR, dB")
-    plot.save_panels(folder / "psnr.png", [panel], size=(6, 4))
+    caption = f"Denoising at levels around that of training, {trained:g}; higher is better."
+    plot.save_panels(folder / "psnr.png", [panel], size=(6, 4), caption=caption)
     reached = rows[trained].items()
     metrics = {f"psnr_{name}": metric(value, "dB", len(clean)) for name, value in reached}
     return metrics | reconstruction_error(key, ae, state, test, cfg)
@@ -142,8 +164,8 @@ def evaluate_denoising(key, state, train, test, cfg, folder):
 def evaluate_vq_vae(key, state, train, test, cfg, folder):
     """The error on the test set and how many codes it uses; a picture of reconstructions."""
     if len(cfg.shape) == 3:
-        x = test[:48]["image"]
-        plot.save_pairs(folder / "reconstructions.png", x, vq_vae.reconstruct(state, x, cfg))
+        x = test[: pictures.NUM_EXAMPLES]["image"]
+        pictures.save_reconstructions(folder, x, vq_vae.reconstruct(state, x, cfg))
     encode = jax.jit(lambda x: vq_vae.encode(state, x, cfg))
     counts = sum(
         np.bincount(np.ravel(encode(observed(batch))), minlength=cfg.num_codes)

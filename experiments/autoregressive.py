@@ -45,7 +45,7 @@ from jaxgen.data.sound import RATE
 from jaxgen.evaluation.comparison import compare
 from jaxgen.evaluation.metric import metric
 from jaxgen.likelihoods import LogisticMixture
-from jaxgen.script import Options, System, likelihoods, main, sampler
+from jaxgen.script import Options, System, likelihoods, main, pictures, sampler
 from jaxgen.script.stages import first_stage
 from jaxgen.types import observed
 from jaxgen.values import Adam, Cosine
@@ -57,7 +57,7 @@ def evaluate(key, state, train, test, cfg, folder, family):
     """Likelihoods of the test set, also in bits a symbol; test data continued from half of them."""
     metrics = likelihoods(key, family, state, test, cfg)
     if family.measure(cfg) == "symbols":
-        bits = metrics["nll"].value / (math.prod(cfg.shape) * math.log(2))
+        bits = metrics["nll"]["value"] / (math.prod(cfg.shape) * math.log(2))
         metrics["bits_per_symbol"] = metric(bits, "bits", len(test))
     if getattr(cfg.network, "orders", "natural") == "natural":
         batch = test[:NUM_COMPLETED]
@@ -69,13 +69,18 @@ def evaluate(key, state, train, test, cfg, folder, family):
         if len(cfg.shape) == 3:
             hidden = jnp.concatenate([prefix, jnp.zeros_like(x[:, x.shape[1] // 2 :])], 1)
             rows = jnp.stack([hidden, *completed, x], 1)
-            plot.save_grid(folder / "completions.png", rows.reshape(-1, *cfg.shape), NUM_COMPLETIONS + 2)
+            plot.save_grid(
+                folder / "completions.png",
+                rows.reshape(-1, *cfg.shape),
+                NUM_COMPLETIONS + 2,
+                column_titles=["given", *["model"] * NUM_COMPLETIONS, "test"],
+                caption="The upper halves of test examples, continued by the model, and the whole examples.",
+            )
         elif "audio" in batch:
             save_sound(folder, np.asarray(x), np.asarray(completed[0]))
     if cfg.conditional and len(cfg.shape) == 3:
-        label = jnp.repeat(jnp.arange(cfg.num_classes), 10)
-        draw = jax.jit(lambda key: family.sample(key, state, len(label), cfg, label))
-        plot.save_grid(folder / "classes.png", draw(key), 10)
+        draw = jax.jit(lambda label: family.sample(key, state, len(label), cfg, label))
+        pictures.save_classes(folder, draw, cfg.num_classes, test.label_names)
     return metrics
 
 
@@ -84,9 +89,11 @@ def evaluate_codes(key, state, train, test, cfg, folder):
     x = jnp.asarray(test[:2000]["image"])
     nll = -jax.jit(lambda x: codes.code_log_prob(state, x, cfg))(x).mean()
     bits = nll / (math.prod(codes.prior(cfg).shape) * math.log(2))
-    plot.save_pairs(folder / "reconstructions.png", x[:48], codes.reconstruct(state, x[:48], cfg))
+    shown = x[: pictures.NUM_EXAMPLES]
+    pictures.save_reconstructions(folder, shown, codes.reconstruct(state, shown, cfg))
     alone = sampler(vq_vae, state.first, codes.first_config(cfg))
-    plot.save_grid(folder / "independent_codes.png", alone(key, 64))
+    caption = "Decoded codes that were drawn one by one, without the prior."
+    plot.save_grid(folder / "independent_codes.png", alone(key, 64), caption=caption)
     metrics = {"code_nll": metric(nll, "nats, codes", len(x)), "bits_per_code": metric(bits, "bits", len(x))}
     temperatures = {f"temperature {t:g}": {"temperature": t} for t in (0.8, 0.9, 1.0)}
     draws = {name: sampler(codes, state, cfg, **options) for name, options in temperatures.items()}
@@ -117,8 +124,10 @@ def save_sound(folder, x, continued):
         for name, sound in (("test", x[index]), ("continued", continued[index])):
             frequency, places, power = scipy.signal.spectrogram(sound, RATE, nperseg=128, noverlap=112)
             maps[f"{name} {index}"] = np.maximum(10 * np.log10(power + 1e-12), -90)
-    plot.save_panels(folder / "waves.png", panels, columns=1, size=(12, 2.2))
-    plot.save_maps(folder / "spectrograms.png", maps, places, frequency / 1000)
+    caption = "Test sounds, and what the model makes of their first halves."
+    plot.save_panels(folder / "waves.png", panels, columns=1, size=(12, 2.2), caption=caption)
+    caption = "The same sounds by frequency in kHz over time in seconds, in decibels."
+    plot.save_maps(folder / "spectrograms.png", maps, places, frequency / 1000, caption)
 
 
 def system(paper, family, options, learning_rate=1e-3, published=None, **hyperparameters):

@@ -18,22 +18,11 @@ from jaxgen.belief.helmholtz import Reweighted
 from jaxgen.belief.nvil import VIMCO
 from jaxgen.evaluation import likelihood
 from jaxgen.evaluation.metric import metric
-from jaxgen.script import Options, System, main
+from jaxgen.script import Options, System, main, pictures
 from jaxgen.types import observed
 from jaxgen.values import SGD, Adam, Cosine
 
-NUM_DRAWS, NUM_EXAMPLES, NUM_TEMPERATURES, NUM_FILTERS = 1000, 1000, 1000, 100
-
-
-def pictures(family, state, test, cfg, folder, weight):
-    """Test pictures beside their reconstructions, and the weights of hidden units, each scaled by itself."""
-    batch = test[:48]
-    plot.save_pairs(
-        folder / "reconstructions.png", batch["image"], family.reconstruct(state, batch["image"], cfg)
-    )
-    drawn = np.asarray(weight.T[:NUM_FILTERS]).reshape(-1, *cfg.shape)
-    drawn = drawn / np.abs(drawn).max((1, 2, 3), keepdims=True)
-    plot.save_grid(folder / "filters.png", drawn, columns=10)
+NUM_DRAWS, NUM_EXAMPLES, NUM_TEMPERATURES = 1000, 1000, 1000
 
 
 def evaluate_recognised(family, generative):
@@ -41,7 +30,7 @@ def evaluate_recognised(family, generative):
 
     def evaluate(key, state, train, test, cfg, folder):
         one_key, many_key = keys.named(key, "one draw", "many draws")
-        pictures(family, state, test, cfg, folder, generative(state).layers[0].weight)
+        pictures.save_units(family, state, test, cfg, folder, generative(state).layers[0].weight)
         one = lambda key, x: family.elbo(key, state, x, cfg)
         many = lambda key, x: family.iwae(key, state, x, cfg, NUM_DRAWS)
         measure = family.measure(cfg)
@@ -60,7 +49,7 @@ def evaluate_recognised(family, generative):
 
 def evaluate_sbn(key, state, train, test, cfg, folder):
     """A bound on the likelihood of the first test data, by annealing their hidden units."""
-    pictures(sigmoid_belief_net, state, test, cfg, folder, state.params.layers[0].weight)
+    pictures.save_units(sigmoid_belief_net, state, test, cfg, folder, state.params.layers[0].weight)
     value = lambda key, x: sigmoid_belief_net.elbo(key, state, x, cfg, NUM_TEMPERATURES)
     return likelihood.reported(
         key, value, test, sigmoid_belief_net.measure(cfg), "negative_elbo_ais", 200, NUM_EXAMPLES
@@ -78,8 +67,10 @@ def evaluate_predictability(key, state, train, test, cfg, folder):
     decoded = np.concatenate([np.asarray(decode(y[i : i + 500])) for i in range(0, len(y), 500)])
     x = np.asarray(observed(test[:]))
     if len(cfg.shape) == 3:
-        plot.save_pairs(folder / "reconstructions.png", x[:48], decoded[:48])
-        plot.save_grid(folder / "units.png", predictability.decode(state, jnp.eye(cfg.num_units), cfg))
+        pictures.save_reconstructions(folder, x, decoded)
+        caption = "What is decoded of a code with one unit on and all others off, a picture for each unit."
+        units = predictability.decode(state, jnp.eye(cfg.num_units), cfg)
+        plot.save_grid(folder / "units.png", units, caption=caption)
     return {
         "information_of_pairs": metric(apart.mean(), "nats, bits cut at 1/2", len(y), 0.5 / len(y)),
         "most_information": metric(apart.max(), "nats, of the pairs", len(y)),

@@ -15,18 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxgen
-from jaxgen import data, keys, plot
+from jaxgen import data, keys
 from jaxgen.energy import ais, dbm, dbn, rbm
 from jaxgen.energy.bipartite import Gaussian, Machine, flat
 from jaxgen.energy.chains import ContrastiveDivergence, Persistent, from_biases
 from jaxgen.evaluation import likelihood
 from jaxgen.evaluation.metric import metric
 from jaxgen.run import shard
-from jaxgen.script import Options, System, main
+from jaxgen.script import Options, System, main, pictures
 from jaxgen.types import observed
 from jaxgen.values import SGD, Cosine, Linear
 
-NUM_CHAINS, NUM_TEMPERATURES, NUM_STEPS, NUM_FILTERS = 100, 10_000, 2000, 100
+NUM_CHAINS, NUM_TEMPERATURES, NUM_STEPS = 100, 10_000, 2000
 
 
 def partition(key, params, machine, v):
@@ -48,20 +48,12 @@ def partition(key, params, machine, v):
     return found.forward, metrics
 
 
-def pictures(key, family, state, test, cfg, folder, filters):
-    """Test pictures beside their reconstructions, and the weights of hidden units, each scaled by itself."""
-    if len(cfg.shape) != 3:
-        return
-    batch = test[:48]
-    plot.save_pairs(
-        folder / "reconstructions.png", batch["image"], family.reconstruct(state, batch["image"], cfg)
-    )
-    drawn = np.asarray(filters.T[:NUM_FILTERS]).reshape(-1, *cfg.shape)
-    drawn = drawn / np.abs(drawn).max((1, 2, 3), keepdims=True)
-    plot.save_grid(folder / "filters.png", drawn, columns=10)
-    if getattr(cfg, "conditional", False):
-        label = np.repeat(np.arange(cfg.num_classes), 10)
-        plot.save_grid(folder / "classes.png", family.sample(key, state, len(label), cfg, label), columns=10)
+def save_pictures(key, family, state, test, cfg, folder, weight):
+    """Reconstructions, the weights of hidden units, and samples of every class of a conditional model."""
+    pictures.save_units(family, state, test, cfg, folder, weight)
+    if len(cfg.shape) == 3 and getattr(cfg, "conditional", False):
+        draw = lambda label: family.sample(key, state, len(label), cfg, label)
+        pictures.save_classes(folder, draw, cfg.num_classes, test.label_names)
 
 
 def accuracy(family, state, test, cfg):
@@ -74,7 +66,7 @@ def accuracy(family, state, test, cfg):
 def evaluate_rbm(key, state, train, test, cfg, folder):
     """The likelihood of test data by log Z from below, so that it is high on average; accuracy of labels."""
     data_key, z_key, picture_key, base_key = keys.named(key, "data", "log Z", "pictures", "base")
-    pictures(picture_key, rbm, state, test, cfg, folder, state.params.weight[: cfg.num_dims])
+    save_pictures(picture_key, rbm, state, test, cfg, folder, state.params.weight[: cfg.num_dims])
     seen = train[:10_000]
     machine = rbm.machine(cfg)
     v = machine.joined(
@@ -90,7 +82,7 @@ def evaluate_rbm(key, state, train, test, cfg, folder):
 def evaluate_dbn(key, state, train, test, cfg, folder):
     """The bound on the likelihood of test data by log Z of the top machine; accuracy of labels."""
     data_key, z_key, picture_key = keys.named(key, "data", "log Z", "pictures")
-    pictures(picture_key, dbn, state, test, cfg, folder, state.params.generative[0].weight)
+    save_pictures(picture_key, dbn, state, test, cfg, folder, state.params.generative[0].weight)
     seen = train[:10_000]
     h = dbn.machine(cfg).joined(
         dbn.encode(state, observed(seen), cfg), jnp.asarray(seen["label"]) if cfg.conditional else None
@@ -104,7 +96,7 @@ def evaluate_dbn(key, state, train, test, cfg, folder):
 def evaluate_dbm(key, state, train, test, cfg, folder):
     """The bound on the likelihood of test data by log Z of the machine of its odd and even layers."""
     data_key, z_key, picture_key = keys.named(key, "data", "log Z", "pictures")
-    pictures(picture_key, dbm, state, test, cfg, folder, state.params.weights[0])
+    save_pictures(picture_key, dbm, state, test, cfg, folder, state.params.weights[0])
     odd, _ = dbm.mean_field(state.params, cfg.visible.inputs(flat(observed(train[:2000]))), cfg)
     log_z, metrics = partition(z_key, dbm.two_layers(state.params), Machine(), odd)
     value = lambda key, x: dbm.unnormalized_elbo(state, x, cfg, key=key) - log_z

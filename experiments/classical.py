@@ -20,7 +20,7 @@ from jaxgen.classical import documents, gda, gmm, hmm, lda, markov, naive_bayes,
 from jaxgen.classical.columns import Gaussian
 from jaxgen.evaluation import likelihood
 from jaxgen.evaluation.metric import metric
-from jaxgen.script import Options, System, likelihoods, main
+from jaxgen.script import Options, System, likelihoods, main, pictures
 from jaxgen.types import observed
 from jaxgen.values import Adam, Cosine
 
@@ -30,8 +30,8 @@ def evaluate_classifier(key, state, train, test, cfg, folder, family):
     accuracy = likelihood.per_example(key, lambda key, x: family.classify(state, x, cfg).argmax(1), test)
     accuracy = (accuracy == test[:]["label"]).mean()
     if len(cfg.shape) == 3:
-        label = np.repeat(np.arange(cfg.num_classes), 10)
-        plot.save_grid(folder / "classes.png", family.sample(key, state, len(label), cfg, label), columns=10)
+        draw = lambda label: family.sample(key, state, len(label), cfg, label)
+        pictures.save_classes(folder, draw, cfg.num_classes, test.label_names)
     metrics = {"accuracy": metric(accuracy, "of examples", len(test))}
     return metrics | likelihoods(key, family, state, test, cfg)
 
@@ -45,9 +45,10 @@ def evaluate_topics(key, state, train, test, cfg, folder, family):
     if len(cfg.shape) == 3:
         topics = state.params.topics.reshape(-1, *cfg.shape)
         topics = 2 * topics / topics.max((1, 2, 3), keepdims=True) - 1
-        plot.save_grid(folder / "topics.png", topics)
-        x = test[:48]["image"]
-        plot.save_pairs(folder / "reconstructions.png", x, family.reconstruct(state, x, cfg))
+        caption = "The probability of a grain of ink at every pixel, a picture for each topic."
+        plot.save_grid(folder / "topics.png", topics, caption=caption)
+        x = test[: pictures.NUM_EXAMPLES]["image"]
+        pictures.save_reconstructions(folder, x, family.reconstruct(state, x, cfg))
     metrics = {"completion_perplexity": metric(perplexity, "words", len(test))}
     return metrics | likelihoods(key, family, state, test, cfg)
 
@@ -84,7 +85,7 @@ SYSTEMS = {
         family=hmm,
         config=hmm.Config(num_states=3),
         paper="Baum et al. 1970; stepwise EM of Cappé 2011",
-        options=Options(data="weather", steps=500, sample_every=0),
+        options=Options(data="weather", steps=500, sample_every=500),
     ),
     "plsa": System(
         family=plsa,

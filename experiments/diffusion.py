@@ -39,7 +39,7 @@ from jaxgen.diffusion import (
 from jaxgen.evaluation import likelihood
 from jaxgen.evaluation.comparison import COLUMNS, compare
 from jaxgen.evaluation.metric import metric
-from jaxgen.script import Options, System, main
+from jaxgen.script import Options, System, main, pictures
 from jaxgen.script.evaluation import sampler
 from jaxgen.script.stages import first_stage
 from jaxgen.values import Adam, Average, Constant, Cosine
@@ -108,8 +108,9 @@ def evaluate_latent(key, state, train, test, cfg, folder, num_compared, settings
     it reconstructs, which is as near as samples can come.
     """
     x, again = test[:2000]["image"], jax.jit(lambda x: latent.reconstruct(state, x, cfg))
-    plot.save_pairs(folder / "reconstructions.png", x[:48], again(x[:48]))
-    metrics = {"reconstruction_mse": metric(((again(x) - x) ** 2).mean(), "squared", len(x))}
+    reconstructed = again(x)
+    pictures.save_reconstructions(folder, x, reconstructed)
+    metrics = {"reconstruction_mse": metric(((reconstructed - x) ** 2).mean(), "squared", len(x))}
     metrics["loss"] = metric(latent_loss(key, state, x, cfg), "squared, a dimension", len(x))
     steps = min(100, cfg.prior.num_steps)
     frames = latent.trajectory(key, state, 6, cfg, steps=steps, frames=min(COLUMNS, steps))
@@ -145,12 +146,20 @@ def save_forward(path, key, image, cfg):
         processes.q_sample(processes.gaussian(schedules.betas(name, cfg.num_steps)), x, times, noise)
         for name in schedules.SCHEDULES
     ]
-    plot.save_grid(path, jnp.concatenate(rows), COLUMNS)
+    plot.save_grid(
+        path,
+        jnp.concatenate(rows),
+        COLUMNS,
+        row_titles=list(schedules.SCHEDULES),
+        column_titles=[f"t = {time}" for time in times],
+        caption="A test example under growing noise, a row for each schedule.",
+    )
 
 
 def save_backward(path, frames):
     """States (frames, N, H, W, C) on the way from noise to samples, a row for each sample."""
-    plot.save_grid(path, frames.swapaxes(0, 1).reshape(-1, *frames.shape[2:]), len(frames))
+    images = frames.swapaxes(0, 1).reshape(-1, *frames.shape[2:])
+    plot.save_grid(path, images, len(frames), caption="Samples on their way from noise, a row each.")
 
 
 SETTINGS = {

@@ -19,7 +19,7 @@ from jaxgen.energy.networks import MLP, ConvNet
 from jaxgen.evaluation import outliers, samples
 from jaxgen.evaluation.comparison import compare
 from jaxgen.evaluation.metric import metric
-from jaxgen.script import Options, System, main, sampler
+from jaxgen.script import Options, System, main, pictures, sampler
 from jaxgen.values import Adam, Cosine
 
 GRID_SIDE = 300
@@ -60,7 +60,8 @@ def evaluate_plane(key, score, state, test, cfg, folder):
         maps = {"data": test.log_density(grid), **maps}
         floor = -test.log_density(test[:]["x"]).mean()
     maps = {name: np.maximum(values, LOWEST).reshape(GRID_SIDE, GRID_SIDE) for name, values in maps.items()}
-    plot.save_maps(folder / "density.png", maps, side, side)
+    caption = "The log-density in nats, bright where it is high, with one scale for all panels."
+    plot.save_maps(folder / "density.png", maps, side, side, caption)
     save_points(key, ebm, state, test, cfg, folder)
     return {"nll_quadrature": metric(nll, "nats, density", len(test), floor)}
 
@@ -87,7 +88,7 @@ def evaluate_score(key, state, train, test, cfg, folder):
 def save_points(key, family, state, test, cfg, folder):
     """Test points beside as many samples."""
     x = samples.drawn(key, sampler(family, state, cfg), NUM_SHOWN)
-    plot.save_points(folder / "points.png", {"data": test[:NUM_SHOWN]["x"], "samples": x})
+    pictures.save_points(folder, test[:NUM_SHOWN]["x"], x)
 
 
 def points(steps, **options):

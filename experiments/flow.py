@@ -32,7 +32,7 @@ from jaxgen.nn.causal import Transformer
 from jaxgen.nn.couplings import ConvNet, ResNet
 from jaxgen.nn.masked import MADE
 from jaxgen.nn.mlp import MLP
-from jaxgen.script import Options, System, likelihoods, main, sampler
+from jaxgen.script import Options, System, likelihoods, main, pictures, sampler
 from jaxgen.types import observed
 from jaxgen.values import Adam, Average, Constant, Cosine
 
@@ -59,12 +59,13 @@ def evaluate(key, state, train, test, cfg, folder, family, settings):
     metrics = likelihoods(key, family, state, test, cfg)
     draws = {name: sampler(family, state, cfg, **options) for name, options in settings.items()}
     for name, draw in draws.items():
-        plot.save_grid(folder / (name.replace(" ", "_") + ".png"), draw(key, NUM_IMAGES))
+        caption = f"Samples drawn with the setting {name}."
+        plot.save_grid(folder / (name.replace(" ", "_") + ".png"), draw(key, NUM_IMAGES), caption=caption)
     metrics |= compare(draws, train, test, NUM_COMPARED, key=key) if draws else {}
     if draws and getattr(cfg, "conditional", False):
-        label = jnp.repeat(jnp.arange(cfg.num_classes), 10)
-        draw = sampler(family, state, cfg, label=label, **next(iter(settings.values())))
-        plot.save_grid(folder / "classes.png", draw(key, len(label)), 10)
+        first = next(iter(settings.values()))
+        draw = lambda label: sampler(family, state, cfg, label=label, **first)(key, len(label))
+        pictures.save_classes(folder, draw, cfg.num_classes, test.label_names)
     if cfg.shape == (2,):
         x = observed(test[:NUM_SHOWN])
         ticks = plane(observed(train[:NUM_SHOWN]))
@@ -74,9 +75,12 @@ def evaluate(key, state, train, test, cfg, folder, family, settings):
         if test.log_density is not None:
             maps = {"data": np.exp(test.log_density(grid)), **maps}
         side = (len(ticks[1]), len(ticks[0]))
-        plot.save_maps(folder / "density.png", {name: m.reshape(side) for name, m in maps.items()}, *ticks)
+        maps = {name: values.reshape(side) for name, values in maps.items()}
+        caption = "The density, bright where it is high, with one scale for all panels."
+        plot.save_maps(folder / "density.png", maps, *ticks, caption=caption)
         codes = jax.jit(lambda x: family.encode(state, x, cfg))(x)
-        plot.save_points(folder / "codes.png", {"data": x, "codes": codes})
+        caption = "Test points, and where the flow takes them, which is to a Gaussian if it fits."
+        plot.save_points(folder / "codes.png", {"data": x, "codes": codes}, caption=caption)
     return metrics
 
 

@@ -16,7 +16,7 @@ from jaxgen.evaluation import features, modes, samples
 from jaxgen.evaluation.metric import metric
 from jaxgen.gan import conditioning, gan, presets
 from jaxgen.latent import interpolate
-from jaxgen.script import Options, System, main
+from jaxgen.script import Options, System, main, pictures
 
 NUM_STACKED = 26_000
 """Pictures of three digits that are judged, as in Lin et al. 2018."""
@@ -34,18 +34,26 @@ def evaluate(key, state, train, test, cfg, folder):
     del train
     if len(cfg.shape) == 1:
         x = samples.drawn(key, script.sampler(gan, state, cfg), NUM_POINTS)
-        plot.save_points(folder / "points.png", {"data": test[:NUM_POINTS]["x"], "samples": x})
+        pictures.save_points(folder, test[:NUM_POINTS]["x"], x)
         return {}
     classes = gan.num_labels(cfg)
     if classes:
-        label = jnp.repeat(jnp.arange(classes), SIDE)
-        plot.save_grid(folder / "classes.png", gan.sample(key, state, len(label), cfg, label=label), SIDE)
-    rows = [gan.sample(key, state, SIDE, cfg, truncation=limit) for limit in (0.25, 0.5, 1.0, 2.0)]
-    plot.save_grid(folder / "truncation.png", jnp.concatenate(rows), SIDE)
+        draw = lambda label: gan.sample(key, state, len(label), cfg, label=label)
+        names = () if isinstance(cfg.conditioning, conditioning.Info) else test.label_names
+        pictures.save_classes(folder, draw, classes, names)
+    limits = (0.25, 0.5, 1.0, 2.0)
+    plot.save_grid(
+        folder / "truncation.png",
+        jnp.concatenate([gan.sample(key, state, SIDE, cfg, truncation=limit) for limit in limits]),
+        SIDE,
+        row_titles=[f"{limit:g}" for limit in limits],
+        caption="Samples of codes whose entries are kept below a limit, a row for each limit.",
+    )
     ends = gan.draw_codes(key, 12, cfg).reshape(2, 6, -1)
     z = interpolate.path(*ends, SIDE, interpolate.slerp).swapaxes(0, 1).reshape(SIDE * 6, -1)
     label = jnp.repeat(jnp.arange(6) % classes, SIDE) if classes else None
-    plot.save_grid(folder / "interpolation.png", gan.decode(state, z, cfg, label), SIDE)
+    caption = "Arcs between two random codes, a row each."
+    plot.save_grid(folder / "interpolation.png", gan.decode(state, z, cfg, label), SIDE, caption=caption)
     if gan.conditioning_of(cfg).num_continuous_codes:
         save_codes(folder / "codes.png", ends[0, 0], state, cfg)
     if not classes or isinstance(cfg.conditioning, conditioning.Info):
@@ -60,7 +68,9 @@ def save_codes(path, z, state, cfg):
     rows = [interpolate.traverse(z, dimension, jnp.linspace(-2, 2, SIDE)) for dimension in dimensions]
     codes, classes = jnp.concatenate(rows), range(min(3, gan.num_labels(cfg))) or [None]
     images = [gan.decode(state, codes, cfg, label) for label in classes]
-    plot.save_grid(path, jnp.concatenate(images), SIDE)
+    titles = [f"code {index}" for index in range(len(rows))] * len(classes)
+    caption = "Every continuous code from -2 to 2 while all others stay, under one class after the other."
+    plot.save_grid(path, jnp.concatenate(images), SIDE, row_titles=titles, caption=caption)
 
 
 def evaluate_stacked(key, state, train, test, cfg, folder):

@@ -228,4 +228,4 @@ def main(arguments: list[str] | None = None) -> None:
         "report": show_report,
     }
     with script.one_line_errors():
-        tyro.extras.subcommand_cli_from_dict(commands, args=arguments)
+        tyro.extras.subcommand_cli_from_dict(commands, prog="jaxgen", args=arguments)

@@ -1,9 +1,9 @@
 """Pictures of samples and of training, as PNG files.
 
-Image grids are written by Pillow, pixel for pixel; what needs axes is drawn by matplotlib, off screen.
+Image grids are written by Pillow, pixel for pixel; what needs axes is drawn by matplotlib, off screen. A
+caption, a whole sentence, is kept inside the file, and `caption_of` reads it.
 """
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,36 +12,94 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-SMALLEST_TILE = 28
+SMALLEST_TILE = 56
 """Images are enlarged by a whole factor until they are at least this many pixels high."""
 
+TITLE_SIZE = 13
+"""Height in pixels of the letters of titles beside a grid."""
+
+_CAPTION = "Description"  # a keyword of the PNG standard
 _GROUND = 127  # the grey between images
+_MARGIN = 6  # pixels around a title
+_MOST_SYMBOLS = 20  # with a colour of their own in the bar
 
 
-def save_samples(path: str | Path, x: ArrayLike) -> None:
-    """A picture of any batch of data: images (N, H, W, C) as a grid, points (N, 2) scattered, else a map."""
+def save_samples(path: str | Path, x: ArrayLike, caption: str = "") -> None:
+    """A picture of any batch of data: images (N, H, W, C) as a grid, points (N, 2) scattered, else rows."""
     x = np.asarray(x)
     if x.ndim == 4:
-        save_grid(path, x)
+        save_grid(path, x, caption=caption)
     elif x.ndim == 2 and x.shape[1] == 2:
-        save_points(path, {"samples": x})
+        save_points(path, {"samples": x}, caption=caption)
     else:
-        figure, (axes,) = _figure()
-        axes.imshow(x.reshape(len(x), -1), aspect="auto", interpolation="nearest")
-        axes.set(xlabel="dimension", ylabel="sample")
-        _save(figure, path)
+        save_rows(path, x.reshape(len(x), -1), caption)
 
 
-def save_grid(path: str | Path, images: ArrayLike, columns: int | None = None, gap: int = 2) -> None:
+def save_rows(path: str | Path, x: ArrayLike, caption: str = "") -> None:
+    """Sequences of symbols (N, T), or vectors (N, D), as rows of colours, with a bar that says which."""
+    x = np.asarray(x)
+    symbols = x.dtype.kind in "biu"
+    figure, (axes,) = _figure()
+    scale: dict[str, Any] = {"cmap": "viridis"}
+    ticks = None
+    if symbols and x.size and x.max() < _MOST_SYMBOLS:
+        from matplotlib import colormaps
+
+        number = int(x.max()) + 1
+        scale = {"cmap": colormaps["viridis"].resampled(number), "vmin": -0.5, "vmax": number - 0.5}
+        ticks = range(number)
+    shown = axes.imshow(x, aspect="auto", interpolation="nearest", **scale)
+    figure.colorbar(shown, label="symbol" if symbols else "value", ticks=ticks)
+    axes.set(xlabel="position" if symbols else "dimension", ylabel="sample")
+    axes.locator_params(integer=True)
+    _save(figure, path, caption)
+
+
+def save_grid(
+    path: str | Path,
+    images: ArrayLike,
+    columns: int | None = None,
+    gap: int = 2,
+    row_titles: Sequence[str] = (),
+    column_titles: Sequence[str] = (),
+    caption: str = "",
+) -> None:
     """Images (N, H, W, C) in [-1, 1] as one PNG, row by row, on a mid-grey ground.
 
     1 channel is grey and 3 are red, green and blue. Of 4 the last is the opacity, with the ground shining
-    through. Of any other number the mean over channels is shown, in grey.
+    through. Of any other number the mean over channels is shown, in grey. Titles, if there are any, stand
+    left of the rows and above the columns; there are as many as rows and columns.
     """
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     pixels = grid(images, columns, gap)
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path)
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    if row_titles or column_titles:
+        picture = _titled(picture, row_titles, column_titles)
+    info = PngInfo()
+    if caption:
+        info.add_text(_CAPTION, caption)
+    picture.save(path, pnginfo=info)
+
+
+def _titled(picture: Any, rows: Sequence[str], columns: Sequence[str]) -> Any:
+    """A picture with the titles of its rows and columns, which are of equal sizes, in a white margin."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(TITLE_SIZE)
+    left = max((math.ceil(font.getlength(title)) + 2 * _MARGIN for title in rows), default=0)
+    top = TITLE_SIZE + 2 * _MARGIN if columns else 0
+    canvas = Image.new("RGB", (left + picture.width, top + picture.height), "white")
+    canvas.paste(picture, (left, top))
+    draw = ImageDraw.Draw(canvas)
+    for index, title in enumerate(rows):
+        middle = top + (index + 0.5) * picture.height / len(rows)
+        draw.text((left - _MARGIN, middle), title, "black", font, "rm")
+    for index, title in enumerate(columns):
+        middle = left + (index + 0.5) * picture.width / len(columns)
+        draw.text((middle, top / 2), title, "black", font, "mm")
+    return canvas
 
 
 def save_each(folder: str | Path, images: ArrayLike) -> None:
@@ -95,43 +153,71 @@ def _colours(images: np.ndarray) -> np.ndarray:
     return images[..., :3] * opacity + (_GROUND / 127.5 - 1) * (1 - opacity)
 
 
-def save_pairs(path: str | Path, first: ArrayLike, second: ArrayLike, columns: int = 12) -> None:
-    """Rows of `first` with those of `second` under them, both (N, H, W, C): data and reconstructions."""
+def save_pairs(
+    path: str | Path,
+    first: ArrayLike,
+    second: ArrayLike,
+    columns: int = 12,
+    titles: tuple[str, str] = ("", ""),
+    caption: str = "",
+) -> None:
+    """Rows of `first` with those of `second` under them, both (N, H, W, C), and their two titles."""
     first, second = np.asarray(first), np.asarray(second)
     whole = len(first) // columns * columns or len(first)
     columns = min(columns, whole)
     rows = np.stack([a[:whole].reshape(-1, columns, *a.shape[1:]) for a in (first, second)], 1)
-    save_grid(path, rows.reshape(-1, *first.shape[1:]), columns)
+    row_titles = titles * len(rows) if any(titles) else ()
+    save_grid(path, rows.reshape(-1, *first.shape[1:]), columns, row_titles=row_titles, caption=caption)
 
 
-def save_points(path: str | Path, sets: Mapping[str, ArrayLike], limit: float | None = None) -> None:
+def save_points(
+    path: str | Path, sets: Mapping[str, ArrayLike], limit: float | None = None, caption: str = ""
+) -> None:
     """Named point sets (N, 2), one panel each on common axes."""
     figure, axes = _figure(len(sets))
     for panel, (name, points) in zip(axes, sets.items(), strict=True):
-        panel.scatter(*np.asarray(points).T, s=3, alpha=0.4, linewidths=0)
-        panel.set(title=f"{name} ({len(np.asarray(points))})", aspect="equal")
+        points = np.asarray(points)
+        panel.scatter(*points.T, s=_dot(len(points)), alpha=0.4, linewidths=0)
+        panel.set(title=f"{name} ({len(points)})", aspect="equal")
         if limit:
             panel.set(xlim=(-limit, limit), ylim=(-limit, limit))
-    _save(figure, path)
+    _save(figure, path, caption)
 
 
 def save_labelled_points(
-    path: str | Path, points: ArrayLike, labels: ArrayLike, names: Sequence[str] = ()
+    path: str | Path, points: ArrayLike, labels: ArrayLike, names: Sequence[str] = (), caption: str = ""
 ) -> None:
     """Points (N, 2) coloured by label (N,): a two-dimensional latent space by class."""
     points, labels = np.asarray(points), np.asarray(labels)
+    size = _dot(len(points))
     figure, (axes,) = _figure()
     for label in np.unique(labels):
-        name = names[label] if len(names) else str(label)
         axes.scatter(
-            *points[labels == label].T, s=4, alpha=0.6, linewidths=0, label=name, color=f"C{label % 10}"
+            *points[labels == label].T,
+            s=size,
+            alpha=0.6,
+            linewidths=0,
+            label=label_name(label, names),
+            color=f"C{label % 10}",
         )
     axes.set(xlabel="z1", ylabel="z2", aspect="equal")
-    axes.legend(markerscale=3, fontsize=7)
-    _save(figure, path)
+    axes.legend(markerscale=6 / math.sqrt(size), fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    _save(figure, path, caption)
 
 
-def save_maps(path: str | Path, maps: Mapping[str, ArrayLike], x: ArrayLike, y: ArrayLike) -> None:
+def label_name(label: int, names: Sequence[str]) -> str:
+    """The name of a label, or its number where labels have none."""
+    return names[label] if len(names) else str(label)
+
+
+def _dot(number: int) -> float:
+    """The area of each of so many dots in points squared: few have to be large to be seen."""
+    return float(np.clip(4000 / max(number, 1), 3, 30))
+
+
+def save_maps(
+    path: str | Path, maps: Mapping[str, ArrayLike], x: ArrayLike, y: ArrayLike, caption: str = ""
+) -> None:
     """Named functions of the plane, as their values (len(y), len(x)) at the places x and y, one panel each.
 
     Dark is the lowest of all values and bright the highest, so that panels can be compared.
@@ -152,7 +238,7 @@ def save_maps(path: str | Path, maps: Mapping[str, ArrayLike], x: ArrayLike, y: 
             interpolation="nearest",
         )
         panel.set(title=name)
-    _save(figure, path)
+    _save(figure, path, caption)
 
 
 class Curve(NamedTuple):
@@ -186,7 +272,11 @@ class Panel(NamedTuple):
 
 
 def save_panels(
-    path: str | Path, panels: Sequence[Panel], columns: int = 3, size: tuple[float, float] = (4.2, 3.4)
+    path: str | Path,
+    panels: Sequence[Panel],
+    columns: int = 3,
+    size: tuple[float, float] = (4.2, 3.4),
+    caption: str = "",
 ) -> None:
     """Panels of curves, row by row, each `size` inches."""
     figure, axes = _figure(len(panels), columns, size)
@@ -218,19 +308,36 @@ def save_panels(
             axis.set_xticks(range(len(panel.ticks)), panel.ticks, fontsize=8)
         if any(axis.get_legend_handles_labels()[1]):
             axis.legend(fontsize=8)
-    _save(figure, path)
+    _save(figure, path, caption)
 
 
-def save_curves(path: str | Path, rows: Sequence[Mapping[str, Any]], skip: Sequence[str] = ()) -> None:
-    """The numbers of metrics.jsonl against their "step", one panel a metric, three panels a row."""
-    names = [name for name in dict.fromkeys(itertools.chain(*rows)) if name not in ("step", *skip)]
-    figure, axes = _figure(len(names))
-    for panel, name in zip(axes, names, strict=True):
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        panel.plot(*zip(*points, strict=True), linewidth=1)
-        panel.set(title=name, xlabel="step")
-        panel.grid(alpha=0.3)
-    _save(figure, path)
+def save_curves(
+    path: str | Path, rows: Sequence[Mapping[str, Any]], skip: Sequence[str] = (), caption: str = ""
+) -> None:
+    """The numbers of metrics.jsonl against their "step", three panels a row.
+
+    Metrics whose names end in the same word, as "real_logit" and "fake_logit" do, share a panel and have a
+    legend. A metric of one row is a dot.
+    """
+    curves: dict[str, list[Curve]] = {}
+    for name in dict.fromkeys(name for row in rows for name in row if name not in ("step", *skip)):
+        x, y = zip(*((row["step"], row[name]) for row in rows if name in row), strict=True)
+        curves.setdefault(name.rpartition("_")[2], []).append(Curve(x, y, name, "-" if x[1:] else "o"))
+    panels = [
+        Panel(curves=alike, title=word, x_label="step")
+        if alike[1:]
+        else Panel([alike[0]._replace(label="")], title=alike[0].label, x_label="step")
+        for word, alike in curves.items()
+    ]
+    save_panels(path, panels, caption=caption)
+
+
+def caption_of(path: str | Path) -> str:
+    """The caption of a picture of this module; "" if it has none."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        return picture.info.get(_CAPTION, "")
 
 
 def _figure(
@@ -244,5 +351,5 @@ def _figure(
     return figure, [figure.add_subplot(rows, columns, index + 1) for index in range(panels)]
 
 
-def _save(figure: Any, path: str | Path) -> None:
-    figure.savefig(path, dpi=100)
+def _save(figure: Any, path: str | Path, caption: str = "") -> None:
+    figure.savefig(path, dpi=100, metadata={_CAPTION: caption} if caption else None)

@@ -5,6 +5,10 @@ no directory behind.
 """
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,6 +18,7 @@ import jaxgen
 from jaxgen import cli, shard
 from tests import line
 
+ROOT = Path(__file__).parent.parent
 FAMILIES = sorted(path.rpartition(".")[2] for path in jaxgen.families())
 
 QUICK = ("vae", "gan", "gmm", "hmm")
@@ -125,6 +130,22 @@ def test_mistakes_of_sample(capsys, finished, arguments, words):
     before = sorted(finished.rglob("*"))
     assert_one_line(run(capsys, "sample", finished, *arguments), *words)
     assert sorted(finished.rglob("*")) == before
+
+
+def test_what_cannot_be_written_is_found_before_it_is_measured(capsys, finished, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    for command in ("evaluate", "report"):
+        assert_one_line(run(capsys, command, finished), "cannot write to the run directory", str(finished))
+
+
+@pytest.mark.parametrize("arguments", [("list",), ("train", "--help")], ids=["list", "help"])
+def test_a_reader_that_has_read_enough_is_forgiven(arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "jaxgen", *arguments]
+    found = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(writing)
+    assert (found.returncode, found.stderr) == (0, "")
 
 
 def test_samples_go_into_a_folder_that_is_made(capsys, finished, tmp_path):

@@ -13,15 +13,15 @@ def read(path):
 def test_grid_places_every_image_row_by_row():
     values = np.linspace(-1, 1, 6)
     pixels = plot.grid(np.broadcast_to(values[:, None, None, None], (6, 28, 28, 1)), columns=3, gap=2)
-    assert pixels.shape == (2 * 30 + 2, 3 * 30 + 2, 1)
-    centres = pixels[2 + 14 :: 30, 2 + 14 :: 30, 0]
+    assert pixels.shape == (2 * 58 + 2, 3 * 58 + 2, 1)
+    centres = pixels[2 + 28 :: 58, 2 + 28 :: 58, 0]
     np.testing.assert_array_equal(centres.ravel(), np.round((values + 1) * 127.5))
     assert (pixels[:2] == 127).all()
 
 
 def test_small_images_are_enlarged_and_values_clipped():
     pixels = plot.grid(np.full((1, 8, 8, 3), 5.0), gap=0)
-    assert pixels.shape == (32, 32, 3)
+    assert pixels.shape == (56, 56, 3)
     assert (pixels == 255).all()
 
 
@@ -53,7 +53,47 @@ def test_pairs_put_the_reconstruction_under_its_image(tmp_path):
     first, second = np.full((4, 28, 28, 1), -1.0), np.full((4, 28, 28, 1), 1.0)
     plot.save_pairs(tmp_path / "pairs.png", first, second, columns=2)
     pixels = read(tmp_path / "pairs.png")
-    np.testing.assert_array_equal(pixels[16::30, 16], [0, 255, 0, 255])
+    np.testing.assert_array_equal(pixels[30::58, 30], [0, 255, 0, 255])
+
+
+def test_titles_stand_beside_their_rows_and_columns(tmp_path):
+    images = np.zeros((6, 56, 56, 1))
+    plot.save_grid(tmp_path / "plain.png", images, columns=3)
+    plot.save_grid(tmp_path / "titled.png", images, 3, row_titles=("", "two"), column_titles=("", "", "c"))
+    plain, titled = read(tmp_path / "plain.png"), read(tmp_path / "titled.png")[..., 0]
+    height, width = plain.shape
+    top, left = titled.shape[0] - height, titled.shape[1] - width
+    np.testing.assert_array_equal(titled[top:, left:], plain)
+    written = np.argwhere(titled < 100)
+    beside, above = written[written[:, 1] < left], written[written[:, 0] < top]
+    assert len(beside)
+    assert len(above)
+    assert abs(beside[:, 0].mean() - (top + height * 3 / 4)) < 6
+    assert abs(above[:, 1].mean() - (left + width * 5 / 6)) < 6
+
+
+def test_pairs_are_titled_in_turn(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(plot, "save_grid", lambda *_, **options: given.update(options))
+    plot.save_pairs("", np.zeros((4, 8, 8, 1)), np.zeros((4, 8, 8, 1)), columns=2, titles=("a", "b"))
+    assert given["row_titles"] == ("a", "b", "a", "b")
+
+
+def test_a_caption_is_kept_in_the_file(tmp_path):
+    images, points = np.zeros((2, 8, 8, 1)), np.zeros((5, 2))
+    for name, x in (("grid", images), ("points", points), ("rows", np.zeros((3, 7)))):
+        plot.save_samples(tmp_path / "with.png", x, f"A caption, “{name}”.")
+        plot.save_samples(tmp_path / "without.png", x)
+        assert plot.caption_of(tmp_path / "with.png") == f"A caption, “{name}”."
+        assert plot.caption_of(tmp_path / "without.png") == ""
+
+
+def test_sequences_have_axes_and_a_bar_with_one_colour_a_symbol(tmp_path):
+    plot.save_rows(tmp_path / "rows.png", np.arange(12).reshape(4, 3) % 3)
+    colours, counts = np.unique(read(tmp_path / "rows.png").reshape(-1, 4), axis=0, return_counts=True)
+    large = {tuple(colour[:3].tolist()): n for colour, n in zip(colours, counts, strict=True) if n > 5000}
+    assert len(large) == 4  # three symbols and the paper
+    assert (255, 255, 255) in large
 
 
 def test_maps_have_one_scale_and_y_upwards(tmp_path):
@@ -74,6 +114,30 @@ def test_maps_have_one_scale_and_y_upwards(tmp_path):
 def test_any_batch_becomes_a_picture(tmp_path, shape):
     plot.save_samples(tmp_path / "samples.png", np.random.default_rng(0).uniform(-1, 1, shape))
     assert read(tmp_path / "samples.png").std() > 5
+
+
+def test_metrics_of_one_word_share_a_panel(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plot, "save_panels", lambda path, panels, caption: drawn.extend(panels))
+    rows = [
+        {"step": 10, "real_logit": 1.0, "fake_logit": 2.0, "kl": 3.0},
+        {"step": 20, "real_logit": 4.0, "fake_logit": 5.0, "kl": 6.0, "speed": 1.0, "late_nll": 7.0},
+    ]
+    plot.save_curves(tmp_path / "curves.png", rows, skip=("speed",))
+    logits, kl, late = drawn
+    assert [(c.label, c.x, c.y) for c in logits.curves] == [
+        ("real_logit", (10, 20), (1.0, 4.0)),
+        ("fake_logit", (10, 20), (2.0, 5.0)),
+    ]
+    assert (logits.title, kl.title, late.title) == ("logit", "kl", "late_nll")
+    assert [(c.label, c.style) for c in kl.curves] == [("", "-")]
+    assert [(c.x, c.style) for c in late.curves] == [((20,), "o")]
+
+
+def test_one_point_of_a_curve_can_be_seen(tmp_path):
+    plot.save_curves(tmp_path / "curves.png", [{"step": 5, "loss": 1.0}])
+    pixels = read(tmp_path / "curves.png")[..., :3].reshape(-1, 3)
+    assert (np.abs(pixels.astype(int) - (31, 119, 180)).max(1) < 3).sum() > 5  # the first colour
 
 
 def test_curves_and_points_draw(tmp_path):

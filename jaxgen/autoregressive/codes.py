@@ -45,7 +45,7 @@ class Config(values.Value):
     """Number of labels of the data; 0 if they have none."""
     first: vq_vae.Config | Any = vq_vae.Config()
     """The first stage, whose shape is filled in."""
-    prior: pixelcnn.Config | transformer.Config | Any = pixelcnn.Config()
+    prior: pixelcnn.Config | transformer.Config | Any = transformer.Config()
     """The model of codes, whose shape, likelihood and number of classes are filled in."""
 
 

@@ -16,11 +16,12 @@ from jaxgen.data.dataset import (
     one_line,
     take,
 )
-from jaxgen.data.images import held_out
+from jaxgen.data.images import check_held_out, held_out
 
 _STEMS = {"train": "train", "test": "t10k"}
 _MAIN = ("image", "images", "x")
 _LABELS = ("label", "labels", "y", "group")
+_NONE = np.empty(0)
 
 
 def idx(path: Path, split: str, name: str | None = None, label_names: tuple[str, ...] = ()) -> Dataset:
@@ -73,9 +74,9 @@ def npz(path: Path, split: str) -> Dataset | StreamedDataset:
 
     Pictures are called "image", "images" or "x" and are integers 0 .. 255 of shape (N, H, W) or (N, H, W, C).
     An array (N, D) becomes "x". Labels are called "label", "labels", "y" or "group", and their names
-    "label_names" and so on. A boolean array "test" (N,) marks the held-out examples; without it a fixed fifth
-    (of each class) is the test split. Archives of Keras with "x_train", "y_train", "x_test" and "y_test" keep
-    their splits.
+    "label_names" and so on; labels may be words themselves. A boolean array "test" (N,) marks the held-out
+    examples; without it a fixed fifth (of each class) is the test split. Archives of Keras with "x_train",
+    "y_train", "x_test" and "y_test" keep their splits.
 
     Raises:
         DataError: the file is damaged, or has other keys or shapes; the message names those found.
@@ -85,6 +86,10 @@ def npz(path: Path, split: str) -> Dataset | StreamedDataset:
     parts = {part: f"x_{part}" for part in ("train", "test") if f"x_{part}" in found}
     if parts:
         check_split(name, split, parts)
+        words = [found[key] for key in ("y_train", "y_test") if found.get(key, _NONE).dtype.kind == "U"]
+        if words:
+            names = np.unique(np.concatenate(list(map(np.ravel, words))))
+            found |= {f"y_{part}_names": names for part in parts}
         sets = {part: _described(name, part, found, key, f"y_{part}") for part, key in parts.items()}
         return dataclasses.replace(sets[split], num_classes=max(s.num_classes for s in sets.values()))
     main = next((key for key in _MAIN if key in found), None)
@@ -97,6 +102,8 @@ def npz(path: Path, split: str) -> Dataset | StreamedDataset:
     chosen = found.get("test")
     if chosen is None:
         chosen = held_out(whole.arrays.get("label", np.zeros(len(whole))))
+        if split == "test":
+            check_held_out(name, chosen)
     elif chosen.dtype != bool or chosen.shape != (len(whole),):
         raise DataError(f"{name}: 'test' must be ({len(whole)},) bool, not {chosen.dtype} {chosen.shape}")
     return take(whole, split, np.flatnonzero(chosen == (split == "test")))
@@ -119,8 +126,11 @@ def _described(name: str, split: str, found: Mapping[str, np.ndarray], main: str
     if values.ndim == 2:
         arrays = {"x": values}
     elif values.dtype.kind not in "ui" or (values.size and (values.min() < 0 or values.max() > 255)):
+        remedy = ""
+        if values.dtype.kind == "f" and values.size and values.min() >= 0 and values.max() <= 1:
+            remedy = ": save (255 * x).round().astype(np.uint8)"
         raise DataError(
-            f"{name}: pictures {main!r} must be integers 0 .. 255, not {values.dtype} {values.shape}"
+            f"{name}: pictures {main!r} must be integers 0 .. 255, not {values.dtype} {values.shape}{remedy}"
         )
     elif values.ndim == 3:
         arrays = {"image": values[..., None].astype(np.uint8)}

@@ -5,6 +5,7 @@ batch made on the device, a streamed batch and an evaluation batch have the same
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -52,9 +53,12 @@ class Dataset:
     """A data set held whole in memory.
 
     `arrays` are compact and of one length N: "image" (N, H, W, C) uint8, or float in [-1, 1]; "label" (N,)
-    integers; "x" (N, D) float; and further names of `jaxgen.types.Batch`. `d[i]` is one example for an int
-    and a batch for a slice or an index array, converted by `to_batch`. If `num_classes` is 0, it is counted
-    from the names or the labels.
+    integers or words; "x" (N, D) float; and further names of `jaxgen.types.Batch`. `d[i]` is one example for
+    an int and a batch for a slice or an index array, converted by `to_batch`. If `num_classes` is 0, it is
+    counted from the names or the labels. Words are numbered by their places in `label_names`, or else in
+    alphabetical order: give a test split the names of the training split.
+
+    Pictures from 0 to 1 are taken for what they are, grey to white, with a warning.
 
     Raises:
         DataError: the arrays have different lengths, no examples, or values that do not fit their name.
@@ -77,13 +81,18 @@ class Dataset:
     """The log-density (N, D) -> (N,) of the distribution in nats, if it is known: what no model can beat."""
 
     def __post_init__(self):
-        arrays = {key: _checked(self.name, key, np.asarray(array)) for key, array in self.arrays.items()}
+        given = {key: np.asarray(array) for key, array in self.arrays.items()}
+        label_names = tuple(self.label_names)
+        if "label" in given and given["label"].dtype.kind in "UO":
+            label_names = label_names or tuple(np.unique(given["label"].astype(str)).tolist())
+            given["label"] = _numbered(self.name, given["label"].astype(str), label_names)
+        arrays = {key: _checked(self.name, key, array) for key, array in given.items()}
         lengths = {key: len(array) for key, array in arrays.items()}
         if not lengths or 0 in lengths.values():
             raise DataError(f"data set {self.name!r}, split {self.split!r} has no examples")
         if len(set(lengths.values())) > 1:
             raise DataError(f"data set {self.name!r}: arrays of different lengths {lengths}")
-        num_classes, label_names = self.num_classes, tuple(self.label_names)
+        num_classes = self.num_classes
         if "label" in arrays:
             num_classes = num_classes or len(label_names) or int(arrays["label"].max()) + 1
             lowest, highest = arrays["label"].min(), arrays["label"].max()
@@ -224,6 +233,17 @@ def channels_first(image: np.ndarray) -> bool:
     return image.shape[1] <= 4 < min(image.shape[2:])
 
 
+def _numbered(dataset: str, words: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Labels that are words as their places in `names`."""
+    places = {name: place for place, name in enumerate(names)}
+    unknown = sorted(set(words.ravel().tolist()) - places.keys())
+    if unknown:
+        raise DataError(
+            f"data set {dataset!r}: there is no label {unknown[0]!r} among the names {', '.join(names)}"
+        )
+    return np.array([places[word] for word in words.ravel().tolist()], np.int32).reshape(words.shape)
+
+
 def _checked(dataset: str, key: str, array: np.ndarray) -> np.ndarray:
     """`array` in the type that belongs to its name."""
     where = f"data set {dataset!r}: {key!r}"
@@ -237,14 +257,26 @@ def _checked(dataset: str, key: str, array: np.ndarray) -> np.ndarray:
             raise DataError(f"{where} has values that are not finite")
     if key == "image":
         if array.ndim != 4:
-            raise DataError(f"{where} must be (N, height, width, channels), not {array.shape}")
+            remedy = ": give x[..., None]" if array.ndim == 3 else ""
+            raise DataError(f"{where} must be (N, height, width, channels), not {array.shape}{remedy}")
         if channels_first(array):
             raise DataError(
                 f"{where} is {array.shape}, and channels come last: transpose it to"
                 f" {tuple(array.shape[axis] for axis in (0, 2, 3, 1))}"
             )
-        if array.dtype != np.uint8 and (array.dtype.kind != "f" or (array.size and np.abs(array).max() > 1)):
-            raise DataError(f"{where} must be uint8 or float in [-1, 1], not {array.dtype} with other values")
+        lowest, highest = (array.min(), array.max()) if array.size else (0, 0)
+        if array.dtype != np.uint8 and (array.dtype.kind != "f" or lowest < -1 or highest > 1):
+            bytes_of = "x.astype(np.uint8)" if array.dtype.kind != "f" else "x.round().astype(np.uint8)"
+            remedy = f": give {bytes_of}" if lowest >= 0 and 1 < highest <= 255 else ""
+            raise DataError(
+                f"{where} must be uint8 or float in [-1, 1], not {array.dtype} from {lowest:.4g} to"
+                f" {highest:.4g}{remedy}"
+            )
+        if array.dtype != np.uint8 and lowest == 0 < highest:
+            warnings.warn(
+                f"{where} has values from 0 to {highest:.4g}, and black is -1: give 2 * x - 1 if 0 is black",
+                stacklevel=4,
+            )
     elif key == "label":
         if array.ndim != 1 or array.dtype.kind not in "ui":
             raise DataError(f"{where} must be (N,) integers, not {array.dtype} {array.shape}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxgen.data.dataset import DataError, StreamedDataset, check_split
-from jaxgen.data.images import decode, header, held_out
+from jaxgen.data.images import check_held_out, decode, header, held_out
 
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
@@ -57,7 +57,7 @@ def folder(path: Path, split: str, image_size: int | None = None) -> StreamedDat
     check_split(name, split, sorted(set(splits)) if has_splits else ("train", "test"))
 
     with ThreadPoolExecutor() as pool:
-        headers = list(pool.map(header, files))
+        headers = list(pool.map(header, files.tolist()))
     channels = 1 if all(gray for _, gray in headers) else 3
     sizes = sorted({size for size, _ in headers})
     if image_size is None and len(sizes) > 1:
@@ -67,8 +67,10 @@ def folder(path: Path, split: str, image_size: int | None = None) -> StreamedDat
         )
     width, height = sizes[0] if image_size is None else (image_size, image_size)
     chosen = splits == split
+    if split == "test" and not has_splits:
+        check_held_out(name, chosen)
     labels = label[chosen].astype(np.int32) if len(label_names) > 1 else None
-    source = _Files(files[chosen], labels, channels, image_size)
+    source = _Files(files[chosen].tolist(), labels, channels, image_size)
     shape = (height, width, channels)
     if labels is None:
         return StreamedDataset(name, split, source, shape)

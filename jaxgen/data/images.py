@@ -40,6 +40,16 @@ def held_out(label: np.ndarray) -> np.ndarray:
     return chosen
 
 
+def check_held_out(name: str, chosen: np.ndarray) -> None:
+    """Raises DataError, which says why, if the test split, chosen (N,) bool by `held_out`, is empty."""
+    if not chosen.any():
+        number = f"{len(chosen)} example{'s' if len(chosen) > 1 else ''}"
+        raise DataError(
+            f"{name} has {number}, of which none is left for the test split, a fifth of each class: three of"
+            " a class are enough, or give it splits of its own"
+        )
+
+
 def decode(file, channels: int, image_size: int | None, name: str) -> np.ndarray:
     """The picture in `file`, a path or a binary stream, as (H, W, channels) uint8.
 
@@ -64,7 +74,7 @@ def decode(file, channels: int, image_size: int | None, name: str) -> np.ndarray
             mode = _MODES[channels]
             return _fit(image if image.mode == mode else image.convert(mode), image_size)
     except Exception as error:  # PIL raises a dozen types on damaged files
-        raise DataError(f"{name} cannot be read as a picture: {one_line(error)}") from error
+        raise DataError(f"{name} cannot be read as a picture: {_reason(error)}") from error
 
 
 def _to_8_bits(pixels: np.ndarray, format: str | None) -> np.ndarray:
@@ -139,7 +149,14 @@ def header(file: str) -> tuple[tuple[int, int], bool]:
             gray = image.mode in _GRAY or (image.mode == "P" and _is_gray(image.palette))
             return (width, height), gray
     except Exception as error:  # PIL raises a dozen types on damaged files
-        raise DataError(f"{file} cannot be read as a picture: {one_line(error)}") from error
+        raise DataError(f"{file} cannot be read as a picture: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why PIL cannot read a picture, without the name of the file or of an object in memory."""
+    from PIL import UnidentifiedImageError
+
+    return "it has no known format" if isinstance(error, UnidentifiedImageError) else one_line(error)
 
 
 def _is_gray(palette) -> bool:

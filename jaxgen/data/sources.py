@@ -154,10 +154,22 @@ def _read_whole(streamed: StreamedDataset) -> Dataset:
     return Dataset(streamed.name, streamed.split, whole, streamed.num_classes, names, streamed.levels)
 
 
+def _kinds(path: Path) -> list[str]:
+    """The kinds of data that the file or folder at a path can hold, if there is one."""
+    if path.is_file():
+        return ["npz"] if path.suffix == ".npz" else []
+    if not path.is_dir():
+        return []
+    if any(file.suffix.lower() == ".wav" for file in path.iterdir()):
+        return ["sounds"]
+    return ["idx"] if any("ubyte" in file.name for file in path.iterdir()) else ["folder"]
+
+
 def _unknown(name: str) -> DataError:
     shown = {known: known for known in [*names(), "stacked_mnist", *catalogue.names()]}
     shown |= {kind: f"{kind}:PATH" for kind in ("folder", "npz", "idx", "sounds")}
     near = [shown[match] for match in difflib.get_close_matches(name.partition(":")[0], shown)]
+    near = [f"{kind}:{name}" for kind in _kinds(Path(name).expanduser())] or near
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return DataError(
         f"unknown data set {name!r}: {hint}Built in are {', '.join(names())}; others are folder:PATH, "

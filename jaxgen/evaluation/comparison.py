@@ -44,5 +44,6 @@ def compare(
         metrics[f"frechet{suffix}, {name}"] = found
     if picture is not None:
         rows = [np.asarray(draw(key, COLUMNS)) for draw in draws.values()]
-        plot.save_grid(picture, np.concatenate(rows), COLUMNS)
+        caption = "Samples of the same noise, a row for each way to draw them."
+        plot.save_grid(picture, np.concatenate(rows), COLUMNS, row_titles=list(draws), caption=caption)
     return metrics

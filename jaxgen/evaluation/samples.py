@@ -85,7 +85,13 @@ def measure(
         found |= _beside_floors(score(of_classes(np.clip(fake, -1, 1))), floors)
     if folder is not None:
         nearest, _ = memorisation.nearest_training(of_fake[:NUM_SHOWN], against.train)
-        plot.save_pairs(folder / "neighbours.png", np.clip(fake[:NUM_SHOWN], -1, 1), train[nearest]["image"])
+        plot.save_pairs(
+            folder / "neighbours.png",
+            np.clip(fake[:NUM_SHOWN], -1, 1),
+            train[nearest]["image"],
+            titles=("sample", "nearest"),
+            caption="Samples, each over the training example that is nearest to it in features.",
+        )
     return _metrics(found, n, f" ({against.extractor.name})")
 
 

@@ -78,8 +78,7 @@ def prepare(run_dir: str | Path, description: dict[str, Any]) -> Path:
     try:
         for name in ("checkpoints", "samples"):
             (run_dir / name).mkdir(parents=True, exist_ok=True)
-        if not os.access(run_dir, os.W_OK):
-            raise PermissionError(0, "Permission denied")
+        check_writable(run_dir)
         if not (run_dir / "config.json").exists():
             write_text(run_dir / "config.json", json.dumps(description, indent=2) + "\n")
     except OSError as error:
@@ -94,6 +93,12 @@ def prepare(run_dir: str | Path, description: dict[str, Any]) -> Path:
             " another directory"
         )
     return run_dir
+
+
+def check_writable(run_dir: Path) -> None:
+    """Raises RunError if nothing can be written to a run directory, before work for it begins."""
+    if not os.access(run_dir, os.W_OK):
+        raise RunError(f"cannot write to the run directory {run_dir}: Permission denied")
 
 
 def read_description(run_dir: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import textwrap
 import typing
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import flax.linen as nn
@@ -26,6 +27,8 @@ from jaxgen.run import directory
 
 FILLED_IN = (*types.FROM_THE_DATA, "dtype", "num_labels", "num_outputs")
 """Fields of a part that are filled in from its Config."""
+
+_OWN = "own_options"  # the field of an `option_type` that holds those of no part
 
 
 def run_script(main: Callable[[Any], None], options: type) -> None:
@@ -40,9 +43,12 @@ def run_script(main: Callable[[Any], None], options: type) -> None:
 def one_line_errors():
     """Bad input ends the program with one line and exit status 2; JAXGEN_TRACEBACK=1 shows the traceback."""
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-            yield
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+                yield
+        finally:
+            sys.stdout.flush()  # here, where a reader that is gone can be forgiven
     except KeyboardInterrupt as interrupt:
         print(f"\n{str(interrupt) or 'interrupted'}", file=sys.stderr)
         raise SystemExit(130) from None
@@ -55,7 +61,7 @@ def one_line_errors():
         if os.environ.get("JAXGEN_TRACEBACK"):
             raise
         if isinstance(error, BrokenPipeError):  # of `| head`, which has read enough
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - nobody reads on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on
             raise SystemExit(0) from None
         place = f": {error.filename}" if error.filename else ""
         print(f"error: {error.strerror or error}{place}", file=sys.stderr)
@@ -90,42 +96,57 @@ def choose(config: Any, arguments: Sequence[str]) -> tuple[Any, list[str]]:
     raise AssertionError
 
 
-def option_type(value: Any, prefix: str = "") -> type:
-    """A dataclass for tyro with the options of a Config or a part, whose values are the defaults."""
+def option_type(value: Any, title: str, prefix: str = "") -> type:
+    """A dataclass for tyro with the options of a Config or a part, whose values are the defaults.
+
+    Options that belong to no part stand in a box of the help that is called `title`.
+    """
     import tyro
 
     hints, help_of = typing.get_type_hints(type(value)), sentences(type(value))
-    others, fields = _alternatives(value, deep=False), []
+    others = _alternatives(value, deep=False)
+    own: list[Any] = []
+    fields: list[Any] = []
     for field in values.options(value):
         name, current = field.name, getattr(value, field.name)
         option, text = name.replace("_", "-"), help_of.get(name, "")
         if name in (FILLED_IN if prefix else types.FROM_THE_DATA):
             continue
         if option in others:
-            text += (
-                f" Here {_snake(type(current).__name__)}; --{prefix}{option} {'|'.join(others[option][1])}."
-            )
+            text += f" Here {_word(*others[option])}."
         if dataclasses.is_dataclass(current):
-            inner = option_type(current, f"{prefix}{option}.")
+            inner = option_type(current, "", f"{prefix}{option}.")
             if dataclasses.fields(inner):
                 hint: Any = Annotated[inner, tyro.conf.arg(help=text)]
                 fields.append((name, hint, dataclasses.field(default_factory=inner)))
         elif _is_plain(hints[name]):
             hint = Annotated[hints[name], tyro.conf.arg(help=text)]
-            fields.append((name, hint, dataclasses.field(default=current)))
-    namespace = {"of": value, "__doc__": (type(value).__doc__ or "").splitlines()[0]}
+            own.append((name, hint, dataclasses.field(default=current)))
+    summary = {"__doc__": (type(value).__doc__ or "").splitlines()[0]}
+    kind: Any = {"frozen": True, "kw_only": True}
+    if title and own:
+        box = dataclasses.make_dataclass(type(value).__name__, own, namespace=summary, **kind)
+        hint = Annotated[box, tyro.conf.arg(name=title), tyro.conf.OmitArgPrefixes]
+        own = [(_OWN, hint, dataclasses.field(default_factory=box))]
     return dataclasses.make_dataclass(
-        type(value).__name__, fields, frozen=True, kw_only=True, namespace=namespace
+        type(value).__name__, own + fields, namespace={"of": value, **summary}, **kind
     )
 
 
 def chosen(options: Any) -> Any:
     """The Config or part that parsed options of an `option_type` describe."""
-    changed = {}
+    return _with_fields(type(options).of, _fields(options))
+
+
+def _fields(options: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
-        changed[field.name] = chosen(value) if hasattr(type(value), "of") else value
-    return _with_fields(type(options).of, changed)
+        if field.name == _OWN:
+            found |= _fields(value)
+        else:
+            found[field.name] = chosen(value) if hasattr(type(value), "of") else value
+    return found
 
 
 def sentences(cls: Any) -> dict[str, str]:
@@ -205,4 +226,4 @@ def _is_plain(hint: Any) -> bool:
         return True
     if arguments:
         return all(_is_plain(argument) for argument in arguments if argument is not ...)
-    return hint in (bool, int, float, str, type(None))
+    return hint in (bool, int, float, str, Path, type(None))

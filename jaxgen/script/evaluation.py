@@ -48,6 +48,7 @@ def evaluate_run(
     Metrics that an earlier evaluation of the same step measured, and this one does not, stay in the report.
     """
     run_dir = directory.resolve(run_dir)
+    directory.check_writable(run_dir)
     key, samples_key = keys.named(jax.random.key(seed), "evaluation", "evaluated samples")
     since = time.perf_counter()
     if quick:

@@ -18,11 +18,13 @@ def first_stage(train: Any, cfg: Any, options: Any, steps: int) -> tuple[Any, An
     codes. With `--start` it is that of this run, of such a model or of one of its first stages; else the
     first stage is trained now, for `steps` steps, in the folder `first` of the run.
 
-    Raises ValueError if the data of the run to start from have another shape.
+    Raises ValueError if the data of the run to start from have another shape, or if the model cannot be built
+    around its first stage, which is found out before that is trained.
     """
     key = jax.random.fold_in(jax.random.key(options.seed), 3)
     model = sys.modules[type(cfg).__module__]
     if options.start is None:
+        jax.eval_shape(lambda: model.init(key, cfg))
         first = jaxgen.fit(
             sys.modules[type(cfg.first).__module__],
             model.first_config(cfg),

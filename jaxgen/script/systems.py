@@ -114,16 +114,23 @@ def main(
     arguments = sys.argv[1:] if arguments is None else list(arguments)
 
     def subcommand(name: str, system: System) -> Callable[..., None]:
-        config_type = command_line.option_type(system.config)
-        default = config_type()
+        of_run: Any = command_line.option_type(system.options, "run")
+        of_model: Any = command_line.option_type(system.config, "model")
+        run, model = of_run(), of_model()
 
         def command(
-            options: Annotated[Options, tyro.conf.arg(name="")] = system.options,
-            config: Annotated[config_type, tyro.conf.arg(name="")] = default,  # type: ignore[valid-type]
+            options: Annotated[of_run, tyro.conf.arg(name="")] = run,
+            config: Annotated[of_model, tyro.conf.arg(name="")] = model,
         ) -> None:
-            run_system(name, system, options, command_line.chosen(config), module)
+            run_system(name, system, command_line.chosen(options), command_line.chosen(config), module)
 
-        command.__doc__ = f"{name}: {system.paper}\n\n{command_line.choices(system.config)}"
+        command.__doc__ = f"{system.paper}\n\n{command_line.choices(system.config)}"
+        return command
+
+    def summary(system: System) -> Callable[[], None]:
+        def command() -> None: ...
+
+        command.__doc__ = system.paper
         return command
 
     with command_line.one_line_errors():
@@ -139,7 +146,7 @@ def main(
             tyro.cli(chosen, prog=f"{program} {name}", args=rest)
             return
         tyro.extras.subcommand_cli_from_dict(
-            {name: subcommand(name, system) for name, system in systems.items()}, prog=program, args=arguments
+            {name: summary(system) for name, system in systems.items()}, prog=program, args=arguments
         )
 
 

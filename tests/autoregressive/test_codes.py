@@ -44,6 +44,13 @@ def made(cfg):
     return cfg, jax.jit(codes.init, static_argnums=1)(jax.random.key(0), cfg, batch), batch
 
 
+def test_the_default_prior_takes_the_codes_of_the_default_first_stage():
+    cfg = types.from_data(codes, data.load("digits"), codes.Config())
+    state = jax.eval_shape(lambda: codes.init(jax.random.key(0), cfg))
+    drawn = jax.eval_shape(lambda state: codes.sample(jax.random.key(0), state, 3, cfg), state)
+    assert drawn.shape == (3, 8, 8, 1)
+
+
 @pytest.mark.slow
 def test_the_prior_is_told_of_the_codes():
     cfg, state, batch = made(SMALL)

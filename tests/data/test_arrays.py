@@ -122,6 +122,26 @@ def test_npz_as_keras_has_them(tmp_path):
     assert train.num_classes == test.num_classes == 4
 
 
+def test_npz_labels_that_are_words(tmp_path):
+    words = np.array(["ant", "bee", "cat", "dog"])[LABELS]
+    np.savez(tmp_path / "a.npz", x=IMAGES, y=words)
+    np.savez(tmp_path / "keras.npz", x_train=IMAGES, y_train=words, x_test=IMAGES[:2], y_test=["dog", "eel"])
+    for split in ("train", "test"):
+        dataset = data.load(f"npz:{tmp_path}/a.npz", split)
+        assert dataset.label_names == ("ant", "bee", "cat", "dog")
+    train, test = (data.load(f"npz:{tmp_path}/keras.npz", split) for split in ("train", "test"))
+    assert train.label_names == test.label_names == ("ant", "bee", "cat", "dog", "eel")
+    np.testing.assert_array_equal(train.arrays["label"], LABELS)
+    np.testing.assert_array_equal(test.arrays["label"], [3, 4])
+
+
+def test_two_examples_leave_none_to_test(tmp_path):
+    np.savez(tmp_path / "a.npz", x=IMAGES[:2])
+    assert len(data.load(f"npz:{tmp_path}/a.npz")) == 2
+    with pytest.raises(data.DataError, match="2 examples, of which none is left for the test split, a fifth"):
+        data.load(f"npz:{tmp_path}/a.npz", "test")
+
+
 def test_npz_points(tmp_path):
     points = RNG.normal(size=(50, 3))
     np.savez(tmp_path / "a.npz", x=points, test=np.arange(50) >= 30)
@@ -135,7 +155,8 @@ def test_npz_points(tmp_path):
     [
         ({"points": IMAGES, "labels": LABELS}, "its arrays are points, labels"),
         ({}, "its arrays are none"),
-        ({"x": IMAGES / 255}, "must be integers 0 .. 255, not float64"),
+        ({"x": IMAGES / 255}, r"must be integers 0 .. 255, not float64.*: save \(255 \* x\).round"),
+        ({"x": IMAGES - 9.0}, r"must be integers 0 .. 255, not float64 \(50, 6, 5\)$"),
         ({"x": IMAGES.astype(int) * 2}, "must be integers 0 .. 255"),
         ({"x": IMAGES.reshape(50, 1, 6, 5)}, r"is \(50, 1, 6, 5\), and .* transpose it to \(50, 6, 5, 1\)"),
         ({"x": IMAGES.reshape(50, 2, 3, 5)}, r"C <= 4"),

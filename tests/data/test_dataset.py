@@ -127,9 +127,11 @@ def test_bad_names_and_splits_are_one_line(name, split, message):
         ({}, "no examples"),
         ({"x": np.zeros((0, 2))}, "no examples"),
         ({"x": np.zeros((3, 2)), "label": np.zeros(4, int)}, "different lengths"),
-        ({"image": np.zeros((3, 8, 8), np.uint8)}, "height, width, channels"),
-        ({"image": np.full((3, 8, 8, 1), 2.0)}, r"float in \[-1, 1\]"),
+        ({"image": np.zeros((3, 8, 8), np.uint8)}, r"height, width, channels.*give x\[..., None\]"),
+        ({"image": np.full((3, 8, 8, 1), 2.0)}, r"float in \[-1, 1\].*from 2 to 2: give x.round\(\)"),
+        ({"image": np.full((3, 8, 8, 1), -2.0)}, "from -2 to -2$"),
         ({"image": np.zeros((3, 8, 8, 1), int)}, "must be uint8"),
+        ({"image": np.full((3, 8, 8, 1), 255)}, r"must be uint8.*from 255 to 255: give x.astype"),
         ({"x": np.full((3, 2), np.nan)}, "not finite"),
         ({"x": np.array([["a"]])}, "numbers"),
         ({"x": np.zeros((3, 2)), "label": np.zeros(3)}, "integers"),
@@ -144,6 +146,43 @@ def test_bad_arrays_are_refused(arrays, message):
 def test_labels_beyond_the_classes_are_refused():
     with pytest.raises(data.DataError, match=r"labels 0..3 do not fit 3 classes"):
         data.Dataset("mine", "train", {"x": np.zeros((4, 1)), "label": np.arange(4)}, num_classes=3)
+
+
+def test_labels_may_be_words():
+    x = np.zeros((4, 2))
+    train = data.Dataset("mine", "train", {"x": x, "label": np.array(["cat", "ant", "cat", "bee"])})
+    assert train.label_names == ("ant", "bee", "cat")
+    assert train.num_classes == 3
+    np.testing.assert_array_equal(train.arrays["label"], [2, 0, 2, 1])
+    assert train[:]["label"].dtype == np.int32
+    few = {"x": x[:1], "label": ["cat"]}
+    test = data.Dataset("mine", "test", few, label_names=train.label_names)
+    np.testing.assert_array_equal(test.arrays["label"], [2])
+    assert data.take(train, "train[:1]", slice(1)).label_names == train.label_names
+    with pytest.raises(data.DataError, match="no label 'dog' among the names ant, bee, cat"):
+        data.Dataset("mine", "test", {"x": x[:1], "label": ["dog"]}, label_names=train.label_names)
+
+
+def test_pictures_from_0_to_1_are_doubted():
+    image = np.linspace(0, 1, 128).reshape(2, 8, 8, 1)
+    with pytest.warns(
+        UserWarning, match=r"'image' has values from 0 to 1, and black is -1: give 2 \* x - 1 if"
+    ):
+        data.Dataset("mine", "train", {"image": image})
+    data.Dataset("mine", "train", {"image": 2 * image - 1})
+
+
+def test_a_path_alone_is_asked_for_its_kind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, file in (("pictures", "a.png"), ("voices", "a.wav"), ("bytes", "train-images-idx3-ubyte")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).touch()
+    (tmp_path / "table.npz").touch()
+    for name, kind in (("pictures", "folder"), ("voices", "sounds"), ("bytes", "idx"), ("table.npz", "npz")):
+        with pytest.raises(data.DataError, match=rf"unknown data set '{name}': did you mean {kind}:{name}\?"):
+            data.load(name)
+    with pytest.raises(data.DataError, match=f"did you mean folder:{tmp_path}/pictures"):
+        data.load(str(tmp_path / "pictures"))
 
 
 def test_own_arrays():

@@ -305,6 +305,19 @@ def test_channels_come_last(dtype):
     assert data.Dataset("mine", "train", {"image": np.zeros((5, 4, 4, 16), dtype)}).shape == (4, 4, 16)
 
 
+def test_one_picture_leaves_none_to_test(tmp_path):
+    save(tmp_path / "0.png", np.zeros((4, 4), np.uint8))
+    assert len(data.load(f"folder:{tmp_path}")) == 1
+    with pytest.raises(
+        data.DataError, match="has 1 example, of which none is left for the test split"
+    ) as error:
+        data.load(f"folder:{tmp_path}", "test")
+    assert "three of a class are enough" in str(error.value)
+    for name in "12":
+        save(tmp_path / f"{name}.png", np.zeros((4, 4), np.uint8))
+    assert len(data.load(f"folder:{tmp_path}", "test")) == 1
+
+
 def test_bad_folders_are_one_line(tmp_path):
     with pytest.raises(data.DataError, match="no such folder"):
         data.load(f"folder:{tmp_path}/nothing")
@@ -344,6 +357,13 @@ def test_damaged_pictures_are_named(tmp_path, suffix):
         file.write_bytes(content[:position] + rng.bytes(1) + content[position + 1 :])
         found = outcome()
         assert not isinstance(found, str) or "\n" not in found
+
+
+def test_a_file_that_is_no_picture_is_named_once(tmp_path):
+    (tmp_path / "a.png").write_text("no picture")
+    with pytest.raises(data.DataError) as error:
+        data.load(f"folder:{tmp_path}")
+    assert str(error.value) == f"{tmp_path}/a.png cannot be read as a picture: it has no known format"
 
 
 def test_damage_shows_when_a_streamed_picture_is_read(pictures, monkeypatch):

@@ -14,6 +14,7 @@ from jaxgen import data, script, types
 from jaxgen.autoencoder import vq_vae
 from jaxgen.autoencoder.networks import DenseDecoder
 from jaxgen.autoencoder.vector_networks import DenseEncoder
+from jaxgen.autoregressive import codes, pixelcnn
 from jaxgen.diffusion import ddpm, latent
 from jaxgen.diffusion.networks import MLP
 from jaxgen.script import result, stages
@@ -49,6 +50,15 @@ def test_an_evaluation_leaves_numbers_and_pictures(tmp_path):
     assert bits == pytest.approx(nats / (64 * np.log(2)))
     assert bits > np.log2(17) - 1  # the network is untrained, and digits have 17 levels
     assert {path.name for path in tmp_path.iterdir()} == {"forward.png", "backward.png", "samplers.png"}
+
+
+def test_a_model_that_cannot_be_built_around_its_first_stage_is_refused_before_that_is_trained(tmp_path):
+    train = data.load("digits")
+    cfg = types.from_data(codes, train, codes.Config(prior=pixelcnn.Config()))
+    options = script.Options(run_dir=tmp_path / "run")
+    with pytest.raises(ValueError, match="try a Transformer"):
+        stages.first_stage(train, cfg, options, steps=1)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ class Own(values.Value):
 
 def parse(line, config=None):
     cfg, rest = command_line.choose(Config() if config is None else config, line.split())
-    return command_line.chosen(tyro.cli(command_line.option_type(cfg), args=rest))
+    return command_line.chosen(tyro.cli(command_line.option_type(cfg, "model"), args=rest))
 
 
 def test_options_of_parts_are_groups():
@@ -107,6 +107,9 @@ def test_help_has_a_sentence_for_each_option_and_names_what_can_be_chosen(capsys
     for sentence in ("Dimensions of z.", "How z is distributed.", "Its size.", "Widths of its layers."):
         assert sentence in text
     assert "Step size." in text  # of a base class
+    for title in ("model options", "network options", "optimizer.schedule options"):
+        assert title in text
+    assert text.index("model options") < text.index("--num-latents") < text.index("prior-part options")
     chosen = command_line.choices(Config())
     assert "--prior-part none|narrow|log_wide (narrow)" in chosen
     assert "--optimizer.schedule constant|linear|cosine (constant)" in chosen
