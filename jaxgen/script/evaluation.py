@@ -2,7 +2,10 @@
 
 import contextlib
 import inspect
+import os
+import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import jax
 from jax import Array
 
 from jaxgen import data, keys
+from jaxgen.data.dataset import one_line
 from jaxgen.evaluation import likelihood, samples
 from jaxgen.evaluation.metric import Metric
 from jaxgen.run import directory
@@ -43,9 +47,12 @@ def evaluate_run(
     """Evaluate a run on held-out data, write report.json and report.html, and print the numbers.
 
     Each part is announced, and the time it took is printed. A quick evaluation looks at the first
-    `QUICK_TEST` test examples and at `QUICK_SAMPLES` samples at most.
+    `QUICK_TEST` test examples and at `QUICK_SAMPLES` samples at most. A part that fails is left out with a
+    line on standard error, and the rest is kept.
 
     Metrics that an earlier evaluation of the same step measured, and this one does not, stay in the report.
+
+    Raises ValueError for an extractor that does not exist, or does not take the pictures.
     """
     run_dir = directory.resolve(run_dir)
     key, samples_key = keys.named(jax.random.key(seed), "evaluation", "evaluated samples")
@@ -55,14 +62,16 @@ def evaluate_run(
         num_samples = min(num_samples, QUICK_SAMPLES)
     else:
         few = test
-    with _timed(f"evaluation of {len(few)} test examples"):
+    samples.check(train, test, num_samples, extractor)
+    metrics: dict[str, Metric] = {}
+    with _kept_going("evaluation of test examples"), _timed(f"evaluation of {len(few)} test examples"):
         if evaluate is None:
             metrics = likelihoods(key, family, state, few, cfg)
         else:
             metrics = evaluate(key, state, train, few, cfg, run_dir)
     if num_samples:
         draw = sampler(family, state, cfg)
-        with _timed(f"distances of up to {num_samples} samples"):
+        with _kept_going("distances of samples"), _timed(f"distances of up to {num_samples} samples"):
             metrics |= samples.measure(
                 draw, train, test, num_samples, extractor, key=samples_key, folder=run_dir
             )
@@ -74,10 +83,37 @@ def evaluate_run(
             "evaluation_minutes": round((time.perf_counter() - since) / 60, 2),
         }
         metrics = report.kept(run_dir, step) | metrics
-        page = report.write(run_dir, metrics, num_params=num_params(state), **facts)
         print("\n".join(report.lines(metrics)))
-        print(f"pictures in {run_dir}, all on one page in {page.name}")
+        with _kept_going("report.html"):
+            page = report.write(run_dir, metrics, num_params=num_params(state), **facts)
+            print(f"pictures in {run_dir}, all on one page in {page.name}")
     return metrics
+
+
+def check(train: Any, test: Any, num_samples: int, extractor: str | None, results: Path | None) -> None:
+    """What is known of an evaluation before a model is trained; it warns of metrics that are left out.
+
+    Raises ValueError for an extractor that does not exist, or does not take these pictures, and RunError for
+    a folder of results that cannot be written.
+    """
+    lacking = samples.check(train, test, num_samples, extractor)
+    if lacking:
+        warnings.warn(lacking, stacklevel=2)
+    if results is not None:
+        there = next(path for path in (results.absolute(), *results.absolute().parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise directory.RunError(f"results cannot be written to {results}: choose another folder")
+
+
+@contextlib.contextmanager
+def _kept_going(what: str) -> Iterator[None]:
+    """An error in here leaves out what is computed, with a line; JAXGEN_TRACEBACK=1 raises it."""
+    try:
+        yield
+    except Exception as error:
+        if os.environ.get("JAXGEN_TRACEBACK"):
+            raise
+        print(f"left out: {what}: {one_line(error)}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -122,5 +158,6 @@ def likelihoods(
         functions[f"nll_iwae_{num_samples}"] = lambda key, x: family.iwae(key, state, x, cfg, num_samples)
     found: dict[str, Metric] = {}
     for name, function in functions.items():
-        found |= likelihood.reported(key, function, dataset, measure, name)
+        with _kept_going(name):
+            found |= likelihood.reported(key, function, dataset, measure, name)
     return found
