@@ -11,6 +11,8 @@ and where the data have known modes these are counted. Sequences of symbols have
 
 import functools
 import math
+import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +35,16 @@ SUBSET_SIZE = 1000
 
 NUM_SHOWN = 24
 """Samples shown with their neighbours."""
+
+LEAST = {
+    "frechet": 2,
+    "kernel": 4,
+    "precision, recall, density and coverage": 6,
+}
+"""Examples that a metric needs; with fewer it is left out."""
+
+LEAST_SCORED = 10
+"""Samples that the score by a classifier needs."""
 
 Draw = Callable[[Array, int], Any]
 """(key, n) -> n samples."""
@@ -63,11 +75,17 @@ def measure(
             so that the same data and n have the same floors.
         folder: where to leave neighbours.png, samples over the training examples nearest to them.
 
+    Metrics that the examples are too few for, by `LEAST`, are left out with a warning, and so is a picture
+    that cannot be written.
+
     Raises:
         ValueError: samples that are not finite, or pictures the extractor cannot take.
     """
-    if np.issubdtype(np.asarray(observed(test[:1])).dtype, np.integer):
+    if _are_symbols(test):
         return {}
+    lacking = too_few(train, test, n)
+    if lacking:
+        warnings.warn(lacking, stacklevel=2)
     against = real_data(train, test, n, extractor)
     n = len(against.test)
     fake = drawn(draw_key(key), draw, n)
@@ -77,7 +95,7 @@ def measure(
         if getattr(test, "modes", None) is not None:
             found |= _modes(test.modes, of_fake, against.floors())
         return _metrics(found, n)
-    if against.extractor.classify is not None:
+    if against.extractor.classify is not None and n >= LEAST_SCORED:
         of_classes = functools.partial(features.probabilities, against.extractor)
         score = lambda probabilities: {"classifier_score": scores.classifier_score(probabilities)[0]}
         of_train = of_classes(train)
@@ -85,14 +103,37 @@ def measure(
         found |= _beside_floors(score(of_classes(np.clip(fake, -1, 1))), floors)
     if folder is not None:
         nearest, _ = memorisation.nearest_training(of_fake[:NUM_SHOWN], against.train)
-        plot.save_pairs(
-            folder / "neighbours.png",
-            np.clip(fake[:NUM_SHOWN], -1, 1),
-            train[nearest]["image"],
-            titles=("sample", "nearest"),
-            caption="Samples, each over the training example that is nearest to it in features.",
-        )
+        try:
+            plot.save_pairs(
+                folder / "neighbours.png",
+                np.clip(fake[:NUM_SHOWN], -1, 1),
+                train[nearest]["image"],
+                titles=("sample", "nearest"),
+                caption="Samples, each over the training example that is nearest to it in features.",
+            )
+        except (OSError, ValueError) as error:
+            warnings.warn(f"neighbours.png cannot be drawn: {error}", stacklevel=2)
     return _metrics(found, n, f" ({against.extractor.name})")
+
+
+def check(train: Any, test: Any, n: int, extractor: str | None = None) -> str:
+    """What `measure` will leave out, in a line, or "": known before a model is trained.
+
+    Raises ValueError for an extractor that does not exist, or does not take these pictures.
+    """
+    if not n or _are_symbols(test):
+        return ""
+    if len(test.shape) == 3 and not re.fullmatch(r"pca\d+", extractor or ""):  # which is fitted
+        loaded = features.load(extractor or default_extractor(train), train)
+        jax.eval_shape(loaded.extract, jax.ShapeDtypeStruct((1, *test.shape), np.float32))
+    return too_few(train, test, n)
+
+
+def too_few(train: Any, test: Any, n: int) -> str:
+    """The metrics that so many samples, or the examples that there are, are too few for, in a line; or ""."""
+    n = min(n, len(test), len(train))
+    names = [name for name, least in LEAST.items() if n < least]
+    return f"{n} examples are too few for {', '.join(names)}: left out" if names else ""
 
 
 class Real(NamedTuple):
@@ -189,6 +230,11 @@ class _Found(NamedTuple):
     unit: str = ""
 
 
+def _are_symbols(dataset: Any) -> bool:
+    """Sequences of symbols have no distances."""
+    return bool(np.issubdtype(np.asarray(observed(dataset[:1])).dtype, np.integer))
+
+
 def _rows(key: Array, available: int, n: int) -> np.ndarray:
     return np.sort(np.asarray(jax.random.permutation(key, available)[:n]))
 
@@ -206,12 +252,14 @@ def _compare(against, of_fake):
     key = jax.random.split(jax.random.key(0), 3)[2]
 
     def statistics(other):
-        distance = kid.kernel_distance(against.test, other, subsets, SUBSET_SIZE, key)[0]
-        return {
-            "frechet": _frechet(against.test, other),
-            "kernel": distance,
-            **prdc.prdc(against.test, other),
-        }
+        found, enough = {}, [name for name, least in LEAST.items() if len(against.test) >= least]
+        if "frechet" in enough:
+            found["frechet"] = _frechet(against.test, other)
+        if "kernel" in enough:
+            found["kernel"] = kid.kernel_distance(against.test, other, subsets, SUBSET_SIZE, key)[0]
+        if "precision, recall, density and coverage" in enough:
+            found |= prdc.prdc(against.test, other)
+        return found
 
     found = _beside_floors(statistics(of_fake), [statistics(other) for other in against.floors()])
     nearer = memorisation.closer_to_training(of_fake, against.train, against.test)

@@ -2,7 +2,9 @@
 
 import contextlib
 import inspect
+import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import jax
 from jax import Array
 
 from jaxgen import data, keys
+from jaxgen.data.dataset import one_line
 from jaxgen.evaluation import likelihood, samples
 from jaxgen.evaluation.metric import Metric
 from jaxgen.run import directory
@@ -43,9 +46,14 @@ def evaluate_run(
     """Evaluate a run on held-out data, write report.json and report.html, and print the numbers.
 
     Each part is announced, and the time it took is printed. A quick evaluation looks at the first
-    `QUICK_TEST` test examples and at `QUICK_SAMPLES` samples at most.
+    `QUICK_TEST` test examples and at `QUICK_SAMPLES` samples at most. A part that fails is left out, and what
+    went wrong is raised after the rest has been written.
 
     Metrics that an earlier evaluation of the same step measured, and this one does not, stay in the report.
+
+    Raises:
+        ValueError: an extractor that does not exist, or does not take the pictures.
+        RunError: a part failed; the report has the others.
     """
     run_dir = directory.resolve(run_dir)
     directory.check_writable(run_dir)
@@ -56,14 +64,17 @@ def evaluate_run(
         num_samples = min(num_samples, QUICK_SAMPLES)
     else:
         few = test
-    with _timed(f"evaluation of {len(few)} test examples"):
+    samples.check(train, test, num_samples, extractor)
+    metrics: dict[str, Metric] = {}
+    failures: list[str] = []
+    with _kept_going("evaluation of test examples", failures), _timed(f"evaluation of {len(few)} test examples"):
         if evaluate is None:
             metrics = likelihoods(key, family, state, few, cfg)
         else:
             metrics = evaluate(key, state, train, few, cfg, run_dir)
     if num_samples:
         draw = sampler(family, state, cfg)
-        with _timed(f"distances of up to {num_samples} samples"):
+        with _kept_going("distances of samples", failures), _timed(f"distances of up to {num_samples} samples"):
             metrics |= samples.measure(
                 draw, train, test, num_samples, extractor, key=samples_key, folder=run_dir
             )
@@ -75,10 +86,39 @@ def evaluate_run(
             "evaluation_minutes": round((time.perf_counter() - since) / 60, 2),
         }
         metrics = report.kept(run_dir, step) | metrics
-        page = report.write(run_dir, metrics, num_params=num_params(state), **facts)
         print("\n".join(report.lines(metrics)))
-        print(f"pictures in {run_dir}, all on one page in {page.name}")
+        with _kept_going("report.html", failures):
+            page = report.write(run_dir, metrics, num_params=num_params(state), **facts)
+            print(f"pictures in {run_dir}, all on one page in {page.name}")
+    if failures:
+        raise directory.RunError(f"left out: {'; '.join(failures)} (the rest is in {run_dir})")
     return metrics
+
+
+def check(train: Any, test: Any, num_samples: int, extractor: str | None, results: Path | None) -> None:
+    """What is known of an evaluation before a model is trained; it warns of metrics that are left out.
+
+    Raises ValueError for an extractor that does not exist, or does not take these pictures, and RunError for
+    a folder of results that cannot be written.
+    """
+    lacking = samples.check(train, test, num_samples, extractor)
+    if lacking:
+        warnings.warn(lacking, stacklevel=2)
+    if results is not None:
+        there = next(path for path in (results.absolute(), *results.absolute().parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise directory.RunError(f"results cannot be written to {results}: choose another folder")
+
+
+@contextlib.contextmanager
+def _kept_going(what: str, failures: list[str]) -> Iterator[None]:
+    """An error in here joins the failures; JAXGEN_TRACEBACK=1 raises it."""
+    try:
+        yield
+    except Exception as error:
+        if os.environ.get("JAXGEN_TRACEBACK"):
+            raise
+        failures.append(f"{what}: {one_line(error)}")
 
 
 @contextlib.contextmanager

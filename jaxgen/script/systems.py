@@ -21,7 +21,7 @@ import jaxgen
 from jaxgen import data, types, values
 from jaxgen.run import directory, shard
 from jaxgen.script import command_line, loggers, result
-from jaxgen.script.evaluation import Evaluate, evaluate_run
+from jaxgen.script.evaluation import Evaluate, check, evaluate_run
 
 Before = Callable[[Any, Any, "Options"], tuple[Any, Any]]
 """(train, cfg, options) -> the config, and the State from which training is initialised, see `jaxgen.fit`."""
@@ -166,6 +166,8 @@ def run_system(name: str, system: System, options: Options, cfg: Any, module: st
     )
     train, test = load("train-validation" if options.validate_every else "train"), load("test")
     validation = load("validation") if options.validate_every else None
+    if options.evaluate != "none":
+        check(train, test, options.num_samples, options.extractor, options.results)
     cfg = types.from_data(system.family, train, cfg)
     start = None
     module = module or main_module()

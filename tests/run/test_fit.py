@@ -20,7 +20,7 @@ import optax
 import pytest
 
 import jaxgen
-from jaxgen import data, shard
+from jaxgen import data, plot, shard
 from jaxgen.autoencoder import vae
 from jaxgen.autoencoder.networks import DenseEncoder
 from jaxgen.classical import gmm
@@ -398,7 +398,7 @@ DOUBLE = """
 import jax
 jax.config.update("jax_enable_x64", True)
 import jaxgen
-from jaxgen import data, shard
+from jaxgen import data, plot, shard
 from tests import line
 state = jaxgen.fit(line, line.Config(), data.load("ring"), steps=6, batch_size=16, key=jax.random.key(0),
                    mesh=shard.mesh(1))
@@ -417,7 +417,7 @@ def test_double_precision_changes_neither_the_batches_nor_the_steps(ring):
 SLOW_RUN = """
 import sys, time
 import jax, jaxgen
-from jaxgen import data, shard
+from jaxgen import data, plot, shard
 from tests import line
 jaxgen.fit(line, line.Config(), data.load("ring"), steps=2000, batch_size=16, key=jax.random.key(0),
            mesh=shard.mesh(1), run_dir=sys.argv[1], sample_every=0, save_every=20, log_every=10, chunk=1,
@@ -572,3 +572,45 @@ def test_a_description_of_something_else_is_one_line(ring, tmp_path, text):
     for use in (jaxgen.load, lambda run_dir: fit(ring, 2, run_dir=run_dir)):
         with pytest.raises(jaxgen.RunError, match="is not the description of a run: it has no"):
             use(tmp_path)
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_checkpoint(ring, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(plot, "save_samples", fail)
+    with pytest.warns(UserWarning, match=r"samples of step \d cannot be drawn: .*No space left"):
+        fit(ring, 6, run_dir=tmp_path, sample_every=4, save_every=2)
+    assert checkpoint.steps(tmp_path) == [2, 4, 6]
+
+
+def test_a_log_line_that_cannot_be_written_costs_no_checkpoint(ring, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(directory, "log", fail)
+    with pytest.warns(UserWarning, match="the log line of step 4 cannot be written: .*No space left"):
+        fit(ring, 4, run_dir=tmp_path, log_every=4)
+    assert checkpoint.steps(tmp_path) == [4]
+
+
+def test_a_callback_that_fails_ends_the_run_after_it_is_saved(ring, tmp_path):
+    def fail(step, metrics, state):
+        if step == 6:
+            raise RuntimeError("the logger is gone")
+
+    with pytest.raises(RuntimeError, match="the logger is gone"):
+        fit(ring, 20, run_dir=tmp_path, log_every=3, on_log=fail)
+    assert checkpoint.steps(tmp_path) == [6]
+    resumed = fit(ring, 20, run_dir=tmp_path, log_every=3)
+    np.testing.assert_array_equal(resumed.params, fit(ring, 20).params)
+
+
+def test_samples_that_cannot_be_had_are_refused_before_the_first_step(ring, tmp_path, monkeypatch):
+    def sample(key, state, n, cfg):
+        raise ValueError("there is nothing to sample")
+
+    monkeypatch.setattr(line, "sample", sample)
+    with pytest.raises(ValueError, match="nothing to sample"):
+        fit(ring, 2, run_dir=tmp_path / "run", sample_every=1)
+    assert not (tmp_path / "run").exists()
