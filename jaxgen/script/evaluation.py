@@ -67,14 +67,20 @@ def evaluate_run(
     samples.check(train, test, num_samples, extractor)
     metrics: dict[str, Metric] = {}
     failures: list[str] = []
-    with _kept_going("evaluation of test examples", failures), _timed(f"evaluation of {len(few)} test examples"):
+    with (
+        _kept_going("evaluation of test examples", failures),
+        _timed(f"evaluation of {len(few)} test examples"),
+    ):
         if evaluate is None:
             metrics = likelihoods(key, family, state, few, cfg)
         else:
             metrics = evaluate(key, state, train, few, cfg, run_dir)
     if num_samples:
         draw = sampler(family, state, cfg)
-        with _kept_going("distances of samples", failures), _timed(f"distances of up to {num_samples} samples"):
+        with (
+            _kept_going("distances of samples", failures),
+            _timed(f"distances of up to {num_samples} samples"),
+        ):
             metrics |= samples.measure(
                 draw, train, test, num_samples, extractor, key=samples_key, folder=run_dir
             )
