@@ -259,7 +259,9 @@ def _objective(
         return _likelihood(cfg).log_prob(params["likelihood"], jnp.float32(decoded(params, z, label)[0]), x)
 
     value, metrics = cfg.objective(objective_key, params, log_likelihood, posterior, q, rows)
-    _, decoder = decoded(params, rows.z, rows.label)
+    decoder = params["decoder"]
+    if isinstance(decoder, variables.Variables):  # what the objective has made of it is not seen here
+        _, decoder = decoded(params, rows.z, rows.label)
     return value, (metrics, {**params, "encoder": encoder, "decoder": decoder})
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import jaxgen
-from jaxgen import data, values
+from jaxgen import data, shard, values
 from jaxgen.autoencoder import ae, vae
 from jaxgen.flow import realnvp
 from jaxgen.likelihoods import Gaussian
 from jaxgen.nn import variables
 from jaxgen.types import observed
-from tests.test_protocol import FAMILIES, assert_same_bits, make_case
+from tests.test_protocol import FAMILIES, assert_close, assert_same_bits, make_case
 
 KEY = jax.random.key(0)
 FACTS = ("shape", "num_outputs", "num_labels", "dtype")
@@ -197,6 +197,20 @@ def test_a_vae_with_batch_norm_and_dropout_trains_and_resumes(tmp_path):
     x = jnp.asarray(test[:8]["image"])
     codes = jax.jit(lambda x: vae.encode(straight, x, cfg))
     np.testing.assert_allclose(codes(x)[:2], codes(x.at[2:].set(0))[:2], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_statistics_are_those_of_the_whole_batch_on_several_devices():
+    """BatchNorm sees all of a batch that is split over devices, as on one."""
+    train = data.load("digits")
+    cfg = vae.Config(shape=train.shape, num_latents=4, encoder=Hidden(dropout=0.0), decoder=Hidden())
+    options = {"batch_size": 64, "key": KEY, "sample_every": 0, "save_every": 0}
+    one, *others = (
+        jaxgen.fit(vae, cfg, train, steps=3, mesh=shard.mesh(data=count, fsdp=fsdp), **options)
+        for count, fsdp in ((1, 1), (8, 1), (2, 4))
+    )
+    for other in others:
+        assert_close(one, other, 1e-3)
 
 
 def test_dropout_is_drawn_in_training_by_the_key_alone():
