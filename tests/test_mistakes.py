@@ -138,12 +138,13 @@ def test_what_cannot_be_written_is_found_before_it_is_measured(capsys, finished,
         assert_one_line(run(capsys, command, finished), "cannot write to the run directory", str(finished))
 
 
-@pytest.mark.parametrize("arguments", [("list",), ("train", "--help")], ids=["list", "help"])
+@pytest.mark.parametrize("arguments", [("list",), ("sample", "--help")], ids=["list", "help"])
 def test_a_reader_that_has_read_enough_is_forgiven(arguments):
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "jaxgen", *arguments]
-    found = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    found = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=buffered)
     os.close(writing)
     assert (found.returncode, found.stderr) == (0, "")
 

@@ -145,6 +145,8 @@ def fit(
                 state, totals, done = advance(state, totals, step, until)
                 step, counted = step + done, counted + done
                 bar.update(done)
+                if stop is not None:
+                    stop.saves = True
             dispatch.check(totals, cfg)
             if counted and (step % log_every == 0 or step == steps):
                 metrics = {name: float(total) / counted for name, total in totals.metrics.items()}
