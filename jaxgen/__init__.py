@@ -2,6 +2,7 @@
 
 __version__ = "0.1.0"
 
+from jaxgen import interrupts as interrupts  # first, see there
 from jaxgen.lazy import submodules
 from jaxgen.run import shard, weights
 from jaxgen.run.checkpoint import load

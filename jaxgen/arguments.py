@@ -106,12 +106,18 @@ def of_data(name: str, x: Any, cfg: Any) -> str:
 
 
 def of_values(family: Any, cfg: Any, x: Any) -> str:
-    """What is wrong with the values of data: bits and levels of pixels are of numbers in [-1, 1]."""
+    """What is wrong with the values of data: pixels are in [-1, 1], and counts are not negative."""
     measure = family.measure(cfg) if hasattr(family, "measure") else ""
     part = next((name for name in ("likelihood", "visible") if hasattr(cfg, name)), None)
+    lowest, highest = float(np.min(x)), float(np.max(x))
+    if measure == "counts" and len(cfg.shape) != 3 and lowest < 0:
+        name = getattr(family, "__name__", str(family)).rpartition(".")[2]
+        return (
+            f"{name} is of counts, and the data have values from {lowest:.4g} to {highest:.4g}: take a model"
+            " of real numbers, such as gmm"
+        )
     if part is None or measure not in ("bits", "levels"):
         return ""
-    lowest, highest = float(np.min(x)), float(np.max(x))
     if lowest >= -1.001 and highest <= 1.001:
         return ""
     return (

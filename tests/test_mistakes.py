@@ -134,16 +134,19 @@ def test_mistakes_of_sample(capsys, finished, arguments, words):
 
 def test_what_cannot_be_written_is_found_before_it_is_measured(capsys, finished, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
-    for command in ("evaluate", "report"):
-        assert_one_line(run(capsys, command, finished), "cannot write to the run directory", str(finished))
+    for command, more in (("evaluate", ("--quick", "--num-samples", "0")), ("report", ())):
+        assert_one_line(
+            run(capsys, command, finished, *more), "cannot write to the run directory", str(finished)
+        )
 
 
-@pytest.mark.parametrize("arguments", [("list",), ("train", "--help")], ids=["list", "help"])
+@pytest.mark.parametrize("arguments", [("list",), ("sample", "--help")], ids=["list", "help"])
 def test_a_reader_that_has_read_enough_is_forgiven(arguments):
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "jaxgen", *arguments]
-    found = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    found = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=buffered)
     os.close(writing)
     assert (found.returncode, found.stderr) == (0, "")
 
@@ -157,6 +160,7 @@ def test_data_of_another_kind(capsys, tmp_path):
     np.savez(tmp_path / "table.npz", x=np.linspace(-9, 9, 80, dtype=np.float32).reshape(40, 2))
     for arguments, words in (
         (("hmm", "--data", "digits"), ("size of the alphabet", "Gaussians()")),
+        (("lda", "--data", "ring"), ("lda is of counts", "from -1", "gmm")),
         (("vae", "--data", f"npz:{tmp_path / 'table.npz'}"), ("Bernoulli", "-9", "Gaussian")),
     ):
         found = run(capsys, "train", *arguments, "--run-dir", tmp_path / "run")

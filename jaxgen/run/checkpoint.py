@@ -3,13 +3,14 @@
 This is the only file that imports Orbax.
 """
 
+import contextlib
 import functools
 import gc
 import logging
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -30,19 +31,51 @@ KEEP = {"checkpoints": 3, "best": 1}
 UNREADABLE = ("\\", "**")
 """What no path of a run that was moved can contain; see `directory.WILDCARDS` for one that is written."""
 
+NOT_WRITTEN = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "File too large",
+    "Read-only file system",
+    "Input/output error",
+)
+"""Words of errors on writing."""
+
 NO_DAMAGE = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "Permission denied", "Too many open files")
 """Words of errors on reading that are no fault of the checkpoint."""
 
 
-def open_writer(run_dir: Path, folder: str = "checkpoints") -> Any:
-    """An Orbax checkpointer on a folder of `KEEP` in run_dir, to be closed after use."""
+@contextlib.contextmanager
+def open_writer(run_dir: Path, folder: str = "checkpoints") -> Iterator[Any]:
+    """An Orbax checkpointer on a folder of `KEEP` in run_dir, closed at the end.
+
+    Raises RunError if a checkpoint cannot be written, such as to a full disk. Orbax writes in threads, whose
+    errors come at the next checkpoint or at the end; what the threads log of them is left out.
+    """
     import orbax.checkpoint.experimental.v1 as ocp
 
-    return ocp.training.Checkpointer(
-        run_dir / folder,
-        preservation_policy=ocp.training.preservation_policies.LatestN(KEEP[folder]),
-        cleanup_tmp_directories=True,
-    )
+    logger = logging.getLogger("absl")
+    logger.addFilter(_is_not_raised_too)
+    try:
+        with ocp.training.Checkpointer(
+            run_dir / folder,
+            preservation_policy=ocp.training.preservation_policies.LatestN(KEEP[folder]),
+            cleanup_tmp_directories=True,
+        ) as writer:
+            yield writer
+    except Exception as error:
+        reason = next((word for word in NOT_WRITTEN if word in str(error)), None)
+        if reason is None or isinstance(error, RunError):
+            raise
+        raise RunError(
+            f"a checkpoint of {run_dir} could not be written: {reason}; it has {steps(run_dir) or 'none'}"
+        ) from None
+    finally:
+        logger.removeFilter(_is_not_raised_too)
+
+
+def _is_not_raised_too(record: logging.LogRecord) -> bool:
+    """Whether a line of a log says what no exception says: those of Orbax about exceptions do not."""
+    return not (record.levelno >= logging.ERROR and "orbax" in record.pathname)
 
 
 def save(writer: Any, step: int, state: Any) -> None:

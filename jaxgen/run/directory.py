@@ -198,34 +198,48 @@ def write_text(path: Path, text: str) -> None:
 class StopRequest:
     """A context manager that records SIGTERM and Ctrl-C, so that a loop can save its state before it stops.
 
-    A second signal has its usual effect. Outside the main thread, where Python allows no signal handlers,
-    nothing is recorded.
+    Signals have their usual effect while there is nothing to save, until `saves` is set, and so has a second
+    one. Outside the main thread, where Python allows no signal handlers, nothing is recorded.
     """
+
+    current: "StopRequest | None" = None
+    """The one that holds now."""
 
     def __init__(self):
         self.signal: int | None = None
+        self.saves = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
+        StopRequest.current = self
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: Any) -> None:
+        StopRequest.current = None
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, _: Any) -> None:
+        signal.signal(number, self._previous[number])
+        if not self.saves:
+            signal.raise_signal(number)
+            return
         self.signal = number
         os.write(2, b"\nstopping after this step and saving; once more stops at once\n")
-        signal.signal(number, self._previous[number])
 
     def leave(self, message: str) -> None:
         """End the program as the signal would have: KeyboardInterrupt, or exit status 128 + its number."""
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt(message)
         raise SystemExit(128 + (self.signal or signal.SIGTERM))
+
+
+def saves_on_interrupt() -> bool:
+    """Whether a run is on its way that a signal would make save its state."""
+    return StopRequest.current is not None and StopRequest.current.saves
 
 
 def _differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

@@ -176,6 +176,8 @@ def fit(
                 state, totals, done = advance(state, totals, step, until)
                 step, counted = step + done, counted + done
                 bar.update(done)
+                if stop is not None:
+                    stop.saves = True
             dispatch.check(totals, cfg)
             rate, validated = counted / (time.perf_counter() - since), {}
             if validate and counted and _is_due(step, validate_every, steps):

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 import flax.linen as nn
 
-from jaxgen import data, types, values
+from jaxgen import data, interrupts, types, values
 from jaxgen.run import directory
 
 FILLED_IN = (*types.FROM_THE_DATA, "dtype", "num_labels", "num_outputs")
@@ -46,7 +46,8 @@ def one_line_errors():
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-                yield
+                with interrupts.watched():
+                    yield
         finally:
             sys.stdout.flush()  # here, where a reader that is gone can be forgiven
     except KeyboardInterrupt as interrupt:

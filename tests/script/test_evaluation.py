@@ -44,9 +44,7 @@ def fail(*_, **__):
 
 
 def test_a_part_that_fails_is_left_out_and_the_rest_is_kept(run, monkeypatch):
-    said = (
-        r"^left out: evaluation of test examples: RESOURCE_EXHAUSTED: Out of memory allocating"
-    )
+    said = r"^left out: evaluation of test examples: RESOURCE_EXHAUSTED: Out of memory allocating"
     assert "frechet" in evaluated(run, said, evaluate=fail)
     own = {"own": {"value": 1.0, "unit": "", "n": 1, "floor": None, "published": None}}
     monkeypatch.setattr(
