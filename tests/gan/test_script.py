@@ -63,5 +63,7 @@ def test_parts_are_chosen_by_name_and_all_of_them_are_explained():
                 assert sentences[field.name].endswith("."), (word, field.name)
     arguments = ["--generator", "dcgan", "--penalty", "r1", "--augmentation", "adaptive"]
     cfg, rest = command_line.choose(gan.Config(), arguments)
-    options = tyro.cli(command_line.option_type(cfg), args=["--penalty.gamma", "0.5", "--penalty.every", "4"])
+    options = tyro.cli(
+        command_line.option_type(cfg, "model"), args=["--penalty.gamma", "0.5", "--penalty.every", "4"]
+    )
     assert command_line.chosen(options).penalty == R1(0.5, every=4)
