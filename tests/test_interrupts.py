@@ -19,7 +19,7 @@ import hashlib
 from jaxgen.script import one_line_errors
 with one_line_errors():
     print("begun", flush=True)
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**10)  # as deaf as a compiler
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # as deaf as a compiler
 """
 
 FULL = """
@@ -29,7 +29,7 @@ import jax, jaxgen
 from jaxgen import data, script, shard
 from jaxgen.run import checkpoint
 from tests import line
-def fill(step, metrics):
+def fill(step, metrics, state):
     if step == 20:
         while not checkpoint.steps(Path(sys.argv[1])):
             time.sleep(0.01)
@@ -41,11 +41,18 @@ with script.one_line_errors():
 """
 
 
+HEARING = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # which is ignored by what was started in the background
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
 def interrupted(command, path=()):
     """The exit status and standard error of a command that is sent SIGINT once it prints, and the seconds."""
     places = os.pathsep.join([*map(str, path), str(ROOT)])
     process = subprocess.Popen(
-        [sys.executable, *command],
+        [sys.executable, "-c", HEARING, *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -78,6 +85,15 @@ def test_only_commands_are_ended_while_they_import():
     assert not interrupts.is_command(["python"])
 
 
+@pytest.fixture
+def hearing():
+    """Ctrl-C raises KeyboardInterrupt, which it does not in what was started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hearing")
 def test_ctrl_c_is_noted_once_there_is_something_to_save(capfd):
     with directory.StopRequest() as stop:
         with pytest.raises(KeyboardInterrupt):
