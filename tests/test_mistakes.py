@@ -161,7 +161,10 @@ def test_data_of_another_kind(capsys, tmp_path):
     for arguments, words in (
         (("hmm", "--data", "digits"), ("size of the alphabet", "Gaussians()")),
         (("lda", "--data", "ring"), ("lda is of counts", "from -1", "gmm")),
-        (("vae", "--data", f"npz:{tmp_path / 'table.npz'}"), ("Bernoulli", "-9", "Gaussian")),
+        (
+            ("vae", "--data", f"npz:{tmp_path / 'table.npz'}", "--likelihood", "bernoulli"),
+            ("Bernoulli", "-9", "Gaussian"),
+        ),
     ):
         found = run(capsys, "train", *arguments, "--run-dir", tmp_path / "run")
         assert_one_line(found, *words)

@@ -69,8 +69,9 @@ class Config(values.Value):
     decoder: DenseDecoder | ConvDecoder | nn.Module = DenseDecoder()
     """Network of p(x | z): takes z (B, num_latents), or one-hot (B, num_latents, num_categories), and one-hot
     labels if conditional, and gives (B, *shape) with the likelihood's parameters side by side at the end."""
-    likelihood: Bernoulli | likelihoods.Gaussian | LogisticMixture | Likelihood = Bernoulli()
-    """p(x | z), of bits drawn from the grey values, of real numbers, or of the levels of pixels."""
+    likelihood: Bernoulli | likelihoods.Gaussian | LogisticMixture | Likelihood | None = None
+    """p(x | z), of bits drawn from the grey values, of real numbers, or of the levels of pixels; None is the
+    first for pictures, (H, W, C), and the second with a learned standard deviation for all other data."""
     posterior: posteriors.Gaussian | LogNormal | Categorical | Flow | Posterior = posteriors.Gaussian()
     """q(z | x) and p(z), normal, positive with a normal logarithm, one-hot with a uniform prior, or normal
     and moved by flows."""
@@ -95,7 +96,7 @@ class State(NamedTuple):
 
 def measure(cfg: Config) -> str:
     """What `elbo` and `iwae` are of: "bits", "density", "levels", or what a likelihood of one's own says."""
-    return cfg.likelihood.measure
+    return _likelihood(cfg).measure
 
 
 @checked
@@ -246,7 +247,7 @@ def _objective(
     encoder_key, decoder_key = keys.named(key, "encoder", "decoder")
     x = _likelihood(cfg).training_targets(data_key, observed(batch))
     label = _one_hot(labels.of_batch(batch, labels.count(cfg)), len(x), cfg)
-    inputs = cfg.likelihood.inputs(x)
+    inputs = _likelihood(cfg).inputs(x)
     output, encoder = variables.train(_encoder(cfg), params["encoder"], encoder_key, inputs, *label)
     posterior, q = _latents(params, cfg), cfg.posterior.read(output, cfg.num_latents)
     repeated = jax.tree.map(lambda a: a.repeat(cfg.objective.num_samples, 0), (q, x, label))
@@ -290,7 +291,7 @@ def _latents(params: Any, cfg: Config) -> Posterior:
 
 def _posterior(params: Any, x: Array, label: tuple[Array, ...], cfg: Config) -> Any:
     """q(z | x) in the form that `cfg.posterior` reads it."""
-    x = cfg.likelihood.inputs(x)
+    x = _likelihood(cfg).inputs(x)
     output = variables.apply(_encoder(cfg), params["encoder"], x, *label)
     return cfg.posterior.read(output, cfg.num_latents)
 
@@ -306,7 +307,10 @@ def _log_likelihood(params: Any, z: Array, x: Array, label: tuple[Array, ...], c
 
 
 def _likelihood(cfg: Config) -> Likelihood:
-    return values.filled(cfg.likelihood, shape=cfg.shape, levels=cfg.levels)
+    chosen = cfg.likelihood
+    if chosen is None:
+        chosen = Bernoulli() if len(cfg.shape) == 3 else likelihoods.Gaussian("learned", std=1.0)
+    return values.filled(chosen, shape=cfg.shape, levels=cfg.levels)
 
 
 def _encoder(cfg: Config) -> nn.Module:
@@ -315,5 +319,5 @@ def _encoder(cfg: Config) -> nn.Module:
 
 
 def _decoder(cfg: Config) -> nn.Module:
-    shape = (*cfg.shape[:-1], cfg.likelihood.num_outputs(cfg.shape[-1]))
+    shape = (*cfg.shape[:-1], _likelihood(cfg).num_outputs(cfg.shape[-1]))
     return values.filled(cfg.decoder, shape=shape, dtype=cfg.dtype)

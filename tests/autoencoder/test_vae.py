@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 
 import flax.linen as nn
 import jax
@@ -124,7 +125,7 @@ def test_importance_weighting_agrees_with_quadrature():
 
 
 def test_beta_weighs_the_kl_alone():
-    cfg = vae.Config(shape=(6,), num_latents=2, **dense(8))
+    cfg = vae.Config(shape=(6,), num_latents=2, likelihood=Bernoulli(), **dense(8))
     params = init(cfg).params
     batch = {"x": jnp.linspace(-1, 1, 24).reshape(4, 6)}
     objectives = ELBO(), ELBO(beta=4.0)
@@ -187,12 +188,30 @@ def test_levels_of_the_data_reach_the_loss_and_not_the_bound():
 
 
 def test_bits_drawn_from_the_likelihood_have_its_mean():
-    cfg = vae.Config(shape=(6,), num_latents=2, **dense(8))
+    cfg = vae.Config(shape=(6,), num_latents=2, likelihood=Bernoulli(), **dense(8))
     state = init(cfg)
     draw = lambda key: [vae.sample(key, state, 20_000, cfg, mean=mean) for mean in (True, False)]
     means, bits = jax.jit(draw)(jax.random.key(1))
     assert set(np.unique(bits)) == {-1.0, 1.0}
     np.testing.assert_allclose(bits.mean(0), means.mean(0), atol=0.03)
+
+
+def test_pictures_are_bits_and_other_data_real_numbers_by_default():
+    chosen = {
+        (8, 8, 1): Bernoulli(),
+        (6,): Gaussian("learned", std=1.0),
+        (5, 3): Gaussian("learned", std=1.0),
+    }
+    batch = jax.random.normal(jax.random.key(0), (4, 64))
+    for shape, likelihood in chosen.items():
+        cfg = vae.Config(shape=shape, num_latents=2, levels=0, **dense(8))
+        told = dataclasses.replace(cfg, likelihood=likelihood)
+        assert vae.measure(cfg) == vae.measure(told) == likelihood.measure
+        x = jnp.tanh(batch[:, : math.prod(shape)]).reshape(4, *shape)
+        state = init(cfg)
+        assert ("log_std" in state.params["likelihood"]) == (likelihood.measure == "density")
+        bounds = [vae.elbo(jax.random.key(1), state, x, each) for each in (cfg, told)]
+        np.testing.assert_array_equal(*bounds)
 
 
 def test_gaussian_draws_have_the_noise_asked_for():

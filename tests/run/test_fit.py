@@ -26,7 +26,7 @@ from jaxgen.autoencoder.networks import DenseEncoder
 from jaxgen.classical import gmm
 from jaxgen.classical.emissions import Symbols
 from jaxgen.energy import rbm
-from jaxgen.likelihoods import Gaussian
+from jaxgen.likelihoods import Bernoulli, Gaussian
 from jaxgen.run import checkpoint, directory, dispatch
 from tests import line
 
@@ -199,12 +199,16 @@ def test_wrong_arguments_are_named_before_the_first_step(ring, tmp_path, options
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("family", [vae, rbm])
-def test_bits_of_numbers_that_are_none_are_refused(family):
+@pytest.mark.parametrize(
+    ("family", "cfg"),
+    [(vae, vae.Config(shape=(2,), likelihood=Bernoulli())), (rbm, rbm.Config(shape=(2,)))],
+    ids=["vae", "rbm"],
+)
+def test_bits_of_numbers_that_are_none_are_refused(family, cfg):
     wide = data.Dataset("table", "train", {"x": np.linspace(-3, 2, 64, dtype=np.float32).reshape(32, 2)})
     message = r"(Bernoulli|Bits) is of bits in \[-1, 1\].* from -3 to 2: take another .*Gaussian"
     with pytest.raises(ValueError, match=message):
-        jaxgen.fit(family, family.Config(shape=(2,)), wide, steps=1, batch_size=8, key=KEY)
+        jaxgen.fit(family, cfg, wide, steps=1, batch_size=8, key=KEY)
 
 
 def test_a_batch_that_does_not_split_is_refused(ring):

@@ -123,7 +123,7 @@ def test_a_page_needs_nothing_but_itself_and_suits_its_reader(page, tmp_path):
     for condition in ("prefers-color-scheme: dark", "@media print", "max-width: 40rem", "width=device-width"):
         assert condition in text
     folded = text[text.index("<details>") :]
-    assert "<b>Bernoulli</b>" in folded  # of the configuration, by its class
+    assert "<b>DenseDecoder</b>" in folded  # of the configuration, by its class
     assert "<details>" in folded[1:]  # of the run
 
 
