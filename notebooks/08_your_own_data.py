@@ -147,7 +147,7 @@ x, kind = wine.data[rows], wine.target[rows]
 x = (x - x[:140].mean(0)) / x[:140].std(0)
 table = data.Dataset("wine", "train", {"x": x[:140]})
 mixture = gmm.Config(shape=table.shape, num_components=3, regularization=0.1)
-fitted = jaxgen.fit(gmm, mixture, table, steps=10 if SMOKE else 100, batch_size=140, key=key)
+fitted = jaxgen.fit(gmm, mixture, table, steps=10 if SMOKE else 100, batch_size=136, key=key)
 print("test log-density", gmm.log_prob(fitted, x[140:], mixture).mean(), "nats")
 
 # %% [markdown]

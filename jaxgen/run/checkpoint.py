@@ -49,12 +49,11 @@ def open_writer(run_dir: Path, folder: str = "checkpoints") -> Iterator[Any]:
     """An Orbax checkpointer on a folder of `KEEP` in run_dir, closed at the end.
 
     Raises RunError if a checkpoint cannot be written, such as to a full disk. Orbax writes in threads, whose
-    errors come at the next checkpoint or at the end; what the threads log of them is left out.
+    errors come at the next checkpoint or at the end; what the threads log of them is left out, also later.
     """
     import orbax.checkpoint.experimental.v1 as ocp
 
-    logger = logging.getLogger("absl")
-    logger.addFilter(_is_not_raised_too)
+    logging.getLogger("absl").addFilter(_is_not_raised_too)
     try:
         with ocp.training.Checkpointer(
             run_dir / folder,
@@ -69,8 +68,6 @@ def open_writer(run_dir: Path, folder: str = "checkpoints") -> Iterator[Any]:
         raise RunError(
             f"a checkpoint of {run_dir} could not be written: {reason}; it has {steps(run_dir) or 'none'}"
         ) from None
-    finally:
-        logger.removeFilter(_is_not_raised_too)
 
 
 def _is_not_raised_too(record: logging.LogRecord) -> bool:
