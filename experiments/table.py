@@ -70,6 +70,8 @@ NOTES = {
     "burda_vae-mnist": "length of training chosen on the test split",
     "iwae-mnist": "started from burda_vae, whose length was chosen on the test split",
     "ddpm_fashion_mnist-fashion_mnist": "config changed after a test result",
+    "rbm-mnist": "length of training changed after a test result",
+    "dbn-mnist": "lengths and start of the top machine changed after test results",
     **dict.fromkeys(
         ("nice-moons", "nice-ring", "nice-rings", "nice-checkerboard"),
         "initial weights changed after a test result on the ring",
