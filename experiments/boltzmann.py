@@ -154,8 +154,8 @@ def machine(num_hidden, steps, chains, optimizer, **options):
     return rbm.Config(num_hidden=num_hidden, chains=chains, optimizer=optimizer, **options), steps
 
 
-# Learning rates are Hinton's and Salakhutdinov's orders of magnitude. The length of `rbm`, and the lengths and
-# the start of the top machine of `dbn`, were changed after test results; a probe on training data chose how.
+# Learning rates are Hinton's and Salakhutdinov's orders of magnitude. After test results, and a probe on
+# training data, the length of `rbm` was changed, and the lengths and the start of the top machine of `dbn`.
 SYSTEMS = {
     "rbm": System(
         family=rbm,
