@@ -211,11 +211,11 @@ SYSTEMS = {
             widths=(500, 1000),
             chains=PCD,
             most_turns=10,
-            optimizer=SGD(0.005, schedule=Linear(6000)),
+            optimizer=SGD(0.01, schedule=Linear(40_000)),
         ),
         paper="Salakhutdinov & Hinton 2009",
         options=Options(
-            data="mnist", steps=6000, batch_size=100, sample_every=6000, save_every=3000, num_samples=1000
+            data="mnist", steps=40_000, batch_size=100, sample_every=40_000, save_every=10_000, num_samples=1000
         ),
         before=functools.partial(
             greedy,
