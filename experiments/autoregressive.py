@@ -160,8 +160,8 @@ TRANSFORMER = "Radford, Narasimhan, Salimans & Sutskever 2018"
 # Sizes are guesses at what 45 minutes of one core can train. Nothing was tuned.
 SYSTEMS = {
     "made": binarised(GERMAIN, made, 40_000, 100, network=MADE((1000, 1000))),
-    "pixelcnn": binarised(PIXELCNN, pixelcnn, 20_000, 16, network=PixelCNN(24, 5)),
-    "gated_pixelcnn": binarised(GATED, pixelcnn, 20_000, 16, network=GatedPixelCNN(24, 5)),
+    "pixelcnn": binarised(PIXELCNN, pixelcnn, 16_000, 16, network=PixelCNN(24, 5, 5, 15)),
+    "gated_pixelcnn": binarised(GATED, pixelcnn, 16_000, 16, network=GatedPixelCNN(24, 5, 5, 15)),
     "pixelrnn": binarised(PIXELCNN, pixelrnn, 1000, network=DiagonalBiLSTM(2)),
     "pixelcnn_pp": system(
         SALIMANS,

@@ -55,6 +55,11 @@ class Common(values.Value):
     average: values.Average = values.Average(0.999)
     """Average of the parameters, by which is sampled and evaluated."""
 
+    @property
+    def num_context(self) -> int:
+        """Length of the vectors that symbols are given one by one: 0, for none, unless a model has them."""
+        return 0
+
 
 class State(NamedTuple):
     """What training changes."""
@@ -86,7 +91,8 @@ def init(key: Array, cfg: Common, batch: Batch | None = None) -> State:
     likelihood(cfg).check(cfg.shape)
     params_key, step_key = keys.named(key, "params", "steps")
     x = symbols(jnp.zeros((1, *cfg.shape), _dtype(cfg)), cfg)
-    context = _context(0 if cfg.conditional else None, 1, cfg)
+    every = jnp.zeros((1, x.shape[1], cfg.num_context)) if cfg.num_context else None
+    context = _context(0 if cfg.conditional else None, every, 1, cfg)
     params = variables.init(network(cfg), params_key, likelihood(cfg).inputs(x), *context)
     opt_state = values.gradient_transformation(cfg.optimizer).init(params)
     ema = jax.tree.map(jnp.copy, params)
@@ -97,7 +103,7 @@ def init(key: Array, cfg: Common, batch: Batch | None = None) -> State:
 def loss(params: Any, batch: Batch, key: Array, cfg: Common) -> tuple[Array, Metrics]:
     """Mean negative log-likelihood in nats per example.
 
-    `batch["label"]` (B,) is needed if conditional.
+    `batch["label"]` (B,) is needed if conditional, `batch["context"]` (B, T, C) if `num_context` is C.
     """
     nll, (metrics, _) = _objective(params, batch, key, cfg)
     return nll, metrics
@@ -105,7 +111,7 @@ def loss(params: Any, batch: Batch, key: Array, cfg: Common) -> tuple[Array, Met
 
 @checked
 def train_step(state: State, batch: Batch, cfg: Common) -> tuple[State, Metrics]:
-    """One step on the examples of a batch, (B, *shape), and `batch["label"]` (B,) if conditional."""
+    """One step on the examples of a batch, (B, *shape), with what `loss` needs beside them."""
     key = jax.random.fold_in(state.key, state.step)
     grads, (metrics, after) = jax.grad(_objective, has_aux=True)(state.params, batch, key, cfg)
     optimizer = values.gradient_transformation(cfg.optimizer)
@@ -123,6 +129,7 @@ def sample(
     cfg: Common,
     label: Label = None,
     *,
+    context: Array | None = None,
     prefix: Array | None = None,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -133,18 +140,19 @@ def sample(
     If conditional, of the `label` given, one for all or (n,), else of labels drawn uniformly.
 
     Args:
+        context: what symbols are given one by one, (n, T, C), or (T, C) for all draws, if `num_context` is C.
         prefix: the beginning of every draw, which stays as it is: (n, p, *shape[1:]), p rows of pixels, or p
             symbols of a sequence; or (p, *shape[1:]), one for all.
         temperature, top_k, top_p: see `Likelihood.sharpened`.
 
     Raises:
-        ValueError: a prefix of another shape or that is longer than the data, and what `Likelihood.sharpened`
-            raises.
+        ValueError: a prefix of another shape or that is longer than the data, a context that is missing, of
+            another shape or of a model without one, and what `Likelihood.sharpened` raises.
     """
     noise_key, label_key = keys.named(key, "noise", "label")
     label = labels.drawn(label_key, label, n, labels.count(cfg))
     given = prefix_symbols(prefix, n, cfg)
-    cache = begin(state, n, cfg, label)
+    cache = begin(state, n, cfg, label, context)
     x = continued(noise_key, state, cache, given, cfg, temperature=temperature, top_k=top_k, top_p=top_p)
     return x.reshape(n, *cfg.shape)
 
@@ -178,27 +186,39 @@ def measure(cfg: Common) -> str:
 
 
 @checked
-def log_prob(state: State, x: Array, cfg: Common, label: Label = None, *, key: Array | None = None) -> Array:
+def log_prob(
+    state: State,
+    x: Array,
+    cfg: Common,
+    label: Label = None,
+    *,
+    context: Array | None = None,
+    key: Array | None = None,
+) -> Array:
     """log p(x) of x (B, *shape) in nats, (B,), of the averaged parameters.
 
     Bits are drawn from grey values by `key`; without one, grey values are cut at 1/2, and bits are what they
     are. If conditional it is log p(x | label), or without a label log p(x), all labels being equally likely.
+    `context` is as in `sample`.
     """
     x = likelihood(cfg).targets(key, x)
 
     def given(label):
-        return conditional_log_prob(state.ema, x, label, cfg)
+        return conditional_log_prob(state.ema, x, label, cfg, context=context)
 
     if not cfg.conditional or label is not None:
         return given(label)
     return jax.nn.logsumexp(jax.lax.map(given, jnp.arange(cfg.num_classes)), 0) - math.log(cfg.num_classes)
 
 
-def begin(state: State, n: int, cfg: Common, label: Label = None) -> Cache:
-    """The cache for n sequences of which nothing is known yet. `label` is needed if conditional."""
-    context = _context(label, n, cfg)
+def begin(state: State, n: int, cfg: Common, label: Label = None, context: Array | None = None) -> Cache:
+    """The cache for n sequences of which nothing is known yet.
+
+    `label` is needed if conditional; `context` is as in `sample`.
+    """
+    contexts = _context(label, context, n, cfg)
     content = network(cfg).empty_cache(n, layout(cfg)[0], jnp.result_type(*jax.tree.leaves(state.ema)))
-    return Cache(jnp.zeros((), jnp.int32), content, context)
+    return Cache(jnp.zeros((), jnp.int32), content, contexts)
 
 
 def advance(state: State, cache: Cache, symbol: Array, cfg: Common) -> tuple[Cache, Array]:
@@ -243,38 +263,67 @@ def _objective(params: Any, batch: Batch, key: Array, cfg: Common) -> tuple[Arra
     data_key, dropout_key = keys.named(key, "data", "dropout")
     x = likelihood(cfg).training_targets(data_key, observed(batch))
     label = labels.of_batch(batch, labels.count(cfg))
-    log_p, after = training_log_prob(params, x, label, cfg, dropout_key)
+    context = batch.get("context") if cfg.num_context else None
+    log_p, after = training_log_prob(params, x, label, cfg, dropout_key, context=context)
     nll = -log_p.mean()
     return nll, ({"nll": nll}, after)
 
 
 def conditional_log_prob(
-    params: Any, x: Array, label: Label, cfg: Common, first: int | None = None, **options: Any
+    params: Any,
+    x: Array,
+    label: Label,
+    cfg: Common,
+    first: int | None = None,
+    *,
+    context: Array | None = None,
+    **options: Any,
 ) -> Array:
     """log p(x | label) of what the likelihood is of, x (B, *shape), in nats, (B,).
 
     Of the `first` symbols, or of all. `options` go to the network.
     """
     x = symbols(x, cfg)
-    inputs, context = likelihood(cfg).inputs(x), _context(label, len(x), cfg)
-    outputs, _ = variables.apply(network(cfg), params, inputs, *context, **options)
+    inputs, contexts = likelihood(cfg).inputs(x), _context(label, context, len(x), cfg)
+    outputs, _ = variables.apply(network(cfg), params, inputs, *contexts, **options)
     return likelihood(cfg).log_prob({}, _at_least_float32(outputs)[:, :first], x[:, :first])
 
 
 def training_log_prob(
-    params: Any, x: Array, label: Label, cfg: Common, key: Array, **options: Any
+    params: Any,
+    x: Array,
+    label: Label,
+    cfg: Common,
+    key: Array,
+    *,
+    context: Array | None = None,
+    **options: Any,
 ) -> tuple[Array, Any]:
     """`conditional_log_prob` in training, and the network's variables afterwards."""
     x = symbols(x, cfg)
-    inputs, context = likelihood(cfg).inputs(x), _context(label, len(x), cfg)
-    (outputs, _), after = variables.train(network(cfg), params, key, inputs, *context, **options)
+    inputs, contexts = likelihood(cfg).inputs(x), _context(label, context, len(x), cfg)
+    (outputs, _), after = variables.train(network(cfg), params, key, inputs, *contexts, **options)
     return likelihood(cfg).log_prob({}, _at_least_float32(outputs), x), after
 
 
-def _context(label: Label, n: int, cfg: Common) -> tuple[Array, ...]:
-    """What the network is given beside the symbols: nothing, or one-hot labels (n, num_classes)."""
+def _context(label: Label, every: Array | None, n: int, cfg: Common) -> tuple[Array, ...]:
+    """What the network is given beside the symbols.
+
+    One-hot labels (n, num_classes) if there are labels, and what `every` symbol is given, (n, T, C), if
+    `num_context` is C.
+    """
     given = labels.given(label, n, labels.count(cfg))
-    return () if given is None else (jax.nn.one_hot(given, cfg.num_classes, dtype=jnp.float32),)
+    found = () if given is None else (jax.nn.one_hot(given, cfg.num_classes, dtype=jnp.float32),)
+    if not cfg.num_context:
+        if every is not None:
+            raise ValueError("this model is given no context: its num_context is 0")
+        return found
+    if every is None:
+        raise ValueError("this model is given a context: its num_context is not 0, and there is none")
+    one, every = (layout(cfg)[0], cfg.num_context), jnp.asarray(every)
+    if every.shape not in (one, (n, *one)):
+        raise ValueError(f"the context of {n} examples must be of shape {(n, *one)}, not {every.shape}")
+    return *found, jnp.broadcast_to(every, (n, *one))
 
 
 def prefix_symbols(prefix: Array | None, n: int, cfg: Common) -> Array:

@@ -7,9 +7,10 @@ the receptive field R doubles with every layer, and a gated unit, residual and s
 
     z = tanh(W_f * x + V_f h) sigmoid(W_g * x + V_g h),    x <- x + W_r z,    skip <- skip + W_s z,
 
-where h is what the model is conditioned on: one vector for the whole sequence, or one for every sample. Each
-layer keeps the inputs that its taps reach back to in a ring buffer, so that a sample takes a few products
-however long the field is (Le Paine et al. 2016).
+where h is what the model is conditioned on: the label, the same for the whole sequence (global conditioning),
+or a vector for every sample, `batch["context"]` (local conditioning). Each layer keeps the inputs that its
+taps reach back to in a ring buffer, so that a sample takes a few products however long the field is (Le Paine
+et al. 2016).
 
 Departs from the paper: a linear layer and a convolution with as many taps as the others read the input;
 biases are everywhere.
@@ -35,7 +36,7 @@ from jaxgen.autoregressive.sequential import (
     sample,
     train_step,
 )
-from jaxgen.fields import PositiveInt
+from jaxgen.fields import NonNegativeInt, PositiveInt
 from jaxgen.likelihoods import Likelihood, MuLaw, Symbols
 
 __all__ = [
@@ -163,3 +164,5 @@ class Config(sequential.Common):
     """p(x_t | x_1 ... x_{t-1}), of the mu-law codes of sound, of symbols, or of pixels in raster order."""
     network: WaveNet | nn.Module = WaveNet()
     """Network that gives the likelihood's parameters, as `sequential` says."""
+    num_context: NonNegativeInt = 0
+    """Length of the vectors that samples are given one by one, such as frames of a spectrogram repeated."""

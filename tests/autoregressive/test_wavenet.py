@@ -20,7 +20,8 @@ NETWORK = WaveNet(4, 8, num_blocks=1, num_layers=3)
 SMALL = wavenet.Config(network=NETWORK, likelihood=MuLaw(16), optimizer=SGD(1e-2))
 TRAINED = dataclasses.replace(SMALL, optimizer=Adam(1e-2))
 RANDOM = (dataclasses.replace(SMALL, conditional=True),)
-ELSEWHERE = ("likelihood=Symbols", "likelihood.num_symbols", "levels")  # tones are neither symbols nor pixels
+# Tones are neither symbols nor pixels, and they come without a context.
+ELSEWHERE = ("likelihood=Symbols", "likelihood.num_symbols", "levels", "num_context")
 
 SOUND = dataclasses.replace(SMALL, shape=(20,), levels=0, num_classes=2)
 TEXT = dataclasses.replace(SOUND, shape=(4,), likelihood=Symbols(4))
@@ -117,6 +118,46 @@ def test_local_conditioning_reaches_its_place_and_those_after():
     read = lambda cache, t: network.apply(params, x[:, :1], context, cache=cache, place=t)[::-1]
     _, outputs = jax.lax.scan(read, network.empty_cache(1, 20, jnp.float32), jnp.arange(20))
     np.testing.assert_allclose(outputs[:, :, 0].swapaxes(0, 1), run(context), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_what_the_context_tells_is_learned():
+    """Of noise nothing is known but by a context that shows every symbol; samples follow another one."""
+    cfg = dataclasses.replace(SOUND, num_context=16, likelihood=MuLaw(16), optimizer=Adam(3e-2))
+    state = jax.jit(wavenet.init, static_argnums=1)(jax.random.key(0), cfg)
+
+    def draw(key):
+        codes = jax.random.randint(key, (16, 20), 0, 16)
+        return cfg.likelihood.value(codes), jax.nn.one_hot(codes, 16)
+
+    def step(state, index):
+        x, context = draw(jax.random.fold_in(jax.random.key(1), index))
+        return wavenet.train_step(state, {"audio": x, "context": context}, cfg)
+
+    state, metrics = jax.jit(lambda state: jax.lax.scan(step, state, jnp.arange(150)))(state)
+    state = state._replace(ema=state.params)
+    np.testing.assert_allclose(metrics["nll"][0] / 20, math.log(16), rtol=0.2)
+    x, context = draw(jax.random.key(2))
+    nll = -wavenet.log_prob(state, x, cfg, context=context) / 20
+    other = -wavenet.log_prob(state, x, cfg, context=context[::-1]) / 20
+    assert nll.mean() < 0.5 < math.log(16) < other.mean()
+    drawn = jax.jit(lambda key: wavenet.sample(key, state, 16, cfg, context=context))(jax.random.key(3))
+    assert (jnp.abs(drawn - x) < 1e-5).mean() > 0.8
+    one = wavenet.begin(state, 2, cfg, context=context[0])
+    np.testing.assert_array_equal(one.context[0], jnp.broadcast_to(context[0], (2, 20, 16)))
+
+
+def test_a_context_that_is_missing_or_of_another_shape_is_refused():
+    cfg = dataclasses.replace(SOUND, num_context=2)
+    state, key = check.initial(wavenet, cfg), jax.random.key(0)
+    with pytest.raises(ValueError, match="there is none"):
+        wavenet.train_step(state, {"audio": sound()}, cfg)
+    with pytest.raises(ValueError, match="there is none"):
+        wavenet.sample(key, state, 1, cfg)
+    with pytest.raises(ValueError, match=r"of shape \(3, 20, 2\), not \(3, 19, 2\)"):
+        wavenet.log_prob(state, sound(), cfg, context=jnp.zeros((3, 19, 2)))
+    with pytest.raises(ValueError, match="its num_context is 0"):
+        wavenet.log_prob(check.initial(wavenet, SOUND), sound(), SOUND, context=jnp.zeros((3, 20, 2)))
 
 
 @pytest.mark.slow
