@@ -74,14 +74,20 @@ class CausalConv(nn.Module):
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         back = [self.dilation * i for i in reversed(range(self.kernel_size))]  # how far each tap reaches
         if cache is None:
-            padded = jnp.pad(x, ((0, 0), (back[0], 0), (0, 0)))
-            taps = [padded[:, back[0] - b : back[0] - b + x.shape[1]] for b in back]
-        elif back[0]:
+            y = jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                window_strides=(1,),
+                padding=[(back[0], 0)],
+                rhs_dilation=(self.dilation,),
+                dimension_numbers=("NWC", "WIO", "NWC"),
+            )
+            return y + bias, None
+        taps = [x]
+        if back[0]:
             at = lambda b: (place - b) % back[0]
-            taps = [jax.lax.dynamic_slice_in_dim(cache, at(b), 1, 1) for b in back[:-1]] + [x]
+            taps = [jax.lax.dynamic_slice_in_dim(cache, at(b), 1, 1) for b in back[:-1]] + taps
             cache = jax.lax.dynamic_update_slice_in_dim(cache, x.astype(cache.dtype), at(0), 1)
-        else:
-            taps = [x]
         return sum((tap @ weights for tap, weights in zip(taps, kernel, strict=True)), bias), cache
 
 
@@ -127,17 +133,18 @@ class WaveNet(nn.Module):
         before = jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0))) if cache is None else x * (place > 0)
         x, kept = conv(self.width, 1, "in")(dense(self.width, "embedding")(before), old[0], place)
         new.append(kept)
-        skip = jnp.zeros((), x.dtype)
+        units = []
         for index, dilation in enumerate(self.dilations):
             h, kept = conv(2 * self.width, dilation, f"conv_{index}")(x, old[1 + index], place)
             new.append(kept)
             for number, c in enumerate(given):
                 h = h + dense(2 * self.width, f"context_{index}_{number}")(c)
             filtered, gate = jnp.split(h, 2, -1)
-            z = jnp.tanh(filtered) * nn.sigmoid(gate)
-            skip = skip + dense(self.skip_width, f"skip_{index}")(z)
+            units.append(jnp.tanh(filtered) * nn.sigmoid(gate))
             if index + 1 < len(self.dilations):
-                x = x + dense(self.width, f"residual_{index}")(z)
+                x = x + dense(self.width, f"residual_{index}")(units[-1])
+        # All skip connections are one product, of the units of all layers.
+        skip = dense(self.skip_width, "skip")(jnp.concatenate(units, -1))
         h = dense(self.skip_width, "hidden")(nn.relu(skip))
         return dense(self.num_outputs or 1, "out")(nn.relu(h)), None if cache is None else tuple(new)
 
