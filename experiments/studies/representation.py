@@ -1,12 +1,15 @@
-"""What a discriminator has learned without labels: a linear classifier on its feature maps.
+"""What a model has learned without labels: a linear classifier on its features.
 
 python experiments/gan.py dcgan --data fashion_mnist --steps 8000 --run-dir runs/dcgan
 python experiments/studies/representation.py runs/dcgan
+python experiments/boltzmann.py rbm --data fashion_mnist --run-dir runs/rbm
+python experiments/studies/representation.py runs/rbm
 
-All feature maps are pooled to a grid of 4x4 by their largest entries and joined (Radford et al. 2016). Beside
-them stand k-means features (Coates et al. 2011) and the pixels; each gets the same classifier and the same
-labels, of which every class has as many. The table is written after each, and the same command goes on from
-there.
+Of a GAN all feature maps of the discriminator are pooled to a grid of 4x4 by their largest entries and joined
+(Radford et al. 2016); of other models features are what `encode` gives. Beside them stand k-means features
+(Coates et al. 2011) and the pixels; each gets the same classifier and the same labels, of which every class
+has as many. The table is written after each. The same command goes on from there, and another model joins the
+table of its data.
 """
 
 import dataclasses
@@ -35,7 +38,7 @@ class Options:
     """Accuracy of a linear classifier on held-out images, by features and number of labels."""
 
     run: tyro.conf.Positional[Path]
-    """Directory of a run of experiments/gan.py on labelled images."""
+    """Directory of a run on labelled images, of a GAN or of a model that encodes."""
     data_dir: Path | None = None
     """Where prepared data sets lie."""
     labels: tuple[int, ...] = (1000, 5000)
@@ -65,12 +68,15 @@ def grid_max(maps, size):
     return maps
 
 
-def discriminator_features(state, cfg):
-    """Images (B, H, W, C) to their feature maps on a grid, (B, features)."""
+def features_of(family, state, cfg):
+    """Images (B, H, W, C) to (B, features): feature maps of a discriminator on a grid, or codes."""
 
     def features(x):
-        maps = [grid_max(each, GRID) for each in gan.feature_maps(state, x, cfg)]
-        return jnp.concatenate([each.reshape(len(x), -1) for each in maps], -1)
+        if family is gan:
+            found = [grid_max(each, GRID) for each in gan.feature_maps(state, x, cfg)]
+        else:
+            found = [family.encode(state, x, cfg)]
+        return jnp.concatenate([each.reshape(len(x), -1) for each in found], -1)
 
     return batched(jax.jit(features))
 
@@ -132,8 +138,8 @@ def main(options: Options) -> None:
     """Print a line for each features and number of labels, and write them as JSON with the curves."""
     since = time.perf_counter()
     family, cfg, state = jaxgen.load(options.run)
-    if family is not gan:
-        raise ValueError(f"{options.run} is a run of {family.__name__}: give one of experiments/gan.py")
+    if family is not gan and not hasattr(family, "encode"):
+        raise ValueError(f"{options.run} is a run of {family.__name__}, which has no features")
     name = directory.read_description(directory.resolve(options.run))["data"]
     train, test = (data.load(name, split, options.data_dir, cfg.shape[0]) for split in ("train", "test"))
     chosen = balanced_rows(np.asarray(train[:]["label"]), max(options.labels), options.seed)
@@ -144,27 +150,30 @@ def main(options: Options) -> None:
         codebook = probe.fit_kmeans(key, train[:]["image"], options.num_centroids)
         return lambda x: probe.kmeans_features(codebook, x)
 
+    own = "discriminator" if family is gan else family.__name__.rpartition(".")[2]
     kinds = {
-        "discriminator": lambda: discriminator_features(state, cfg),
+        own: lambda: features_of(family, state, cfg),
         "pixels": lambda: lambda x: x.reshape(len(x), -1),
         "k-means": kmeans,
     }
-    settings = {"data": name, "steps": int(state.step), "n": len(test), "seed": options.seed}
+    settings = {"data": name, "n": len(test), "seed": options.seed}
     settings |= {"labels": list(options.labels), "draws": options.draws}
     settings |= {"strengths": list(options.strengths), "num_centroids": options.num_centroids}
     stem = options.results / result.file_name(name)
     stem.parent.mkdir(parents=True, exist_ok=True)
     rows, minutes = resumed(stem.with_suffix(".json"), settings)
     for kind, represent in kinds.items():
-        if any(row["features"] == kind for row in rows):
+        facts = {"features": kind, "steps": int(state.step)} if kind == own else {"features": kind}
+        if any(facts.items() <= row.items() for row in rows):
             continue
+        rows = [row for row in rows if row["features"] != kind]
         function = represent()
         found = accuracies(
             *(function(labelled["image"]), labelled["label"], function(unseen["image"]), unseen["label"]),
             *(options.labels, options.draws, options.strengths),
         )
         for row in found:
-            rows.append({"features": kind, **row})
+            rows.append({**facts, **row})
             print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
         save_curves(stem.with_suffix(".png"), rows)
         result.save(stem.with_suffix(".json"), {**settings, "rows": rows}, since - 60 * minutes)

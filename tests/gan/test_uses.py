@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxgen
 from experiments.studies import checkerboard, representation, truncation
 from jaxgen import data, types
+from jaxgen.energy import rbm
 from jaxgen.gan import gan, presets
 from jaxgen.gan.networks import dcgan, mlp, r3gan, resnet
 from jaxgen.run import checkpoint, directory
@@ -102,12 +104,22 @@ def test_representation_is_measured_beside_its_baselines(run, tmp_path, monkeypa
     assert rows["pixels", 200]["accuracy"] > 0.85
     assert rows["pixels", 40]["accuracy"] < rows["pixels", 200]["accuracy"]
     assert (tmp_path / "digits.png").exists()
-    settings = {name: written[name] for name in ("data", "steps", "labels", "draws", "strengths")}
+    settings = {name: written[name] for name in ("data", "labels", "draws", "strengths")}
     path = tmp_path / "digits.json"
     assert representation.resumed(path, settings) == (written["rows"], written["minutes"])
     assert representation.resumed(path, settings | {"draws": 1}) == ([], 0.0)
-    monkeypatch.setattr(representation, "accuracies", None)
-    representation.main(options)  # all is there
+    with monkeypatch.context() as patch:
+        patch.setattr(representation, "accuracies", None)
+        representation.main(options)  # all is there
+    other, train = tmp_path / "rbm", data.load("digits")
+    cfg = types.from_data(rbm, train, rbm.Config(num_hidden=12))
+    jaxgen.fit(rbm, cfg, train, steps=2, batch_size=8, key=KEY, run_dir=other, sample_every=0)
+    representation.main(dataclasses.replace(options, run=other))
+    joined = json.loads(path.read_text())["rows"]
+    assert joined[:6] == written["rows"]
+    assert [(row["features"], row["steps"], row["num_features"]) for row in joined[6:]] == [
+        ("rbm", 2, 12)
+    ] * 2
 
 
 @pytest.mark.slow
