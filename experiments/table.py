@@ -2,7 +2,7 @@
 
 python experiments/table.py
 
-experiments/results/README.md has every number. README.md has ten of them, every family, and the picture of
+experiments/results/README.md has every number. README.md has some of them, every family, and the picture of
 samples on top.
 """
 
@@ -63,6 +63,10 @@ HEADLINES = (
     ("stacked_dcgan-stacked_mnist", "modes"),
     ("ddpm_fashion_mnist-fashion_mnist", "frechet"),
     ("rectified_flow-digits", "frechet"),
+    ("realnvp_images-fashion_mnist", "nll_bits_per_dim"),
+    ("gated_pixelcnn-mnist", "nll"),
+    ("rbm-mnist", "nll_ais"),
+    ("dbn-mnist", "negative_elbo_ais"),
 )
 """The result and the metric, by the beginning of its name, of the rows in README."""
 
@@ -72,6 +76,8 @@ NOTES = {
     "ddpm_fashion_mnist-fashion_mnist": "config changed after a test result",
     "rbm-mnist": "length of training changed after a test result",
     "dbn-mnist": "lengths and start of the top machine changed after test results",
+    "dbm-mnist": "length and learning rate of the joint training changed after a test result",
+    "nvil-mnist": "length of training changed after a test result",
     **dict.fromkeys(
         ("nice-moons", "nice-ring", "nice-rings", "nice-checkerboard"),
         "initial weights changed after a test result on the ring",
