@@ -215,7 +215,12 @@ SYSTEMS = {
         ),
         paper="Salakhutdinov & Hinton 2009",
         options=Options(
-            data="mnist", steps=40_000, batch_size=100, sample_every=40_000, save_every=10_000, num_samples=1000
+            data="mnist",
+            steps=40_000,
+            batch_size=100,
+            sample_every=40_000,
+            save_every=10_000,
+            num_samples=1000,
         ),
         before=functools.partial(
             greedy,
