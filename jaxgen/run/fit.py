@@ -56,7 +56,7 @@ def fit(
     on_log: OnLog | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Train `family` for `steps` steps in all and return its State.
+    """Train `family` for `steps` steps in all and return its State: with `patience`, the best one.
 
     With a `run_dir` the run writes config.json, metrics.jsonl, samples/<step>.png and checkpoints/<step>/
     there. Starting it again continues from the last intact checkpoint and gives the same bits as a run that
@@ -81,7 +81,9 @@ def fit(
             "train-validation". Their mean loss is logged as "validation_loss", and the State with the lowest
             one is kept in best/ of the run: `jaxgen.load(run_dir, step="best")`.
         validate_every: steps between validations; there is one at the end, too.
-        patience: stop after so many validations in turn that bring no lower loss; None for never.
+        patience: stop after so many validations in turn that bring no lower loss, and return the State with
+            the lowest one, whether or not training stopped early; `jaxgen.load(run_dir)` gives the last. None
+            trains for all steps and returns the last State.
         on_log: called with the step, the metrics of every log line, and the State, which is to be copied if
             it is to be kept: the next step takes its memory.
         facts: JSON to be recorded in config.json; a resumed run need not have the same.
@@ -110,7 +112,7 @@ def fit(
     if start is not None:
         _check_start(like, start)
     init_key, data_key, sample_key = keys.named(key, "init", "data", "pictures")
-    validate, history = None, []
+    validate, history, kept = None, [], None
     if validation is not None:
         validation_key = keys.named(key, "validation")
         validate = measured(family, cfg, validation, batch_size, validation_key, mesh)
@@ -186,6 +188,8 @@ def fit(
                 if folder and best_of(history) == step:
                     _check_state(state, step, cfg)
                     checkpoint.save(best, step, state)
+                elif patience and best_of(history) == step:
+                    kept = jax.tree.map(jnp.copy, state)  # the next step takes the memory of the State
             over = step == steps or is_over(history, patience)
             metrics = {}
             if counted and (validated or over or _is_due(step, log_every, steps)):
@@ -215,7 +219,9 @@ def fit(
                 totals, counted, since = zeros, 0, time.perf_counter()
             if stop is not None and stopping:
                 stop.leave(f"stopped after step {step}, saved in {folder}; the same command continues")
-    return state
+    if folder and patience and checkpoint.steps(folder, "best"):
+        kept = checkpoint.restore(folder, checkpoint.abstract_state(family, cfg, shardings), folder="best")
+    return state if kept is None else kept
 
 
 def _check_arguments(family, cfg, dataset, key):

@@ -65,7 +65,8 @@ class Options:
     """Steps between measurements of the loss on a fixed tenth of the training split, which is not trained on
     then; 0 for none. The best checkpoint is kept beside the last ones: `jaxgen sample RUN --step best`."""
     patience: int | None = None
-    """Stop after so many validations in turn that bring no lower loss; None for never."""
+    """Stop after so many validations in turn that bring no lower loss, and evaluate the checkpoint with the
+    lowest one; None trains for all steps and evaluates the last."""
     evaluate: Literal["none", "quick", "full"] = "full"
     """How much is measured after training: all of it, or that of few examples and samples, or nothing."""
     num_samples: int = 10_000
