@@ -99,16 +99,12 @@ def between(
 def read_pictures(files: Sequence[Path], shape: tuple[int, ...]) -> np.ndarray:
     """Pictures in files as data of a model of this shape, (N, *shape) in [-1, 1], resized and cropped to it.
 
-    Raises ValueError for a model of something else, and for sizes that cannot be had; DataError for a file
-    that is no picture.
+    Raises ValueError for a model of something else; DataError for a file that is no picture.
     """
     if len(shape) != 3 or shape[-1] not in (1, 3, 4):
         raise ValueError(f"pictures are (height, width, 1, 3 or 4), and this model is of data {tuple(shape)}")
     height, width, channels = shape
-    pixels = [images.decode(file, channels, height if height == width else None, str(file)) for file in files]
-    for file, each in zip(files, pixels, strict=True):
-        if each.shape != tuple(shape):
-            raise ValueError(f"{file} is {each.shape[1]}x{each.shape[0]}: crop it to {width}x{height}")
+    pixels = [images.decode(file, channels, (height, width), str(file)) for file in files]
     return np.stack(pixels).astype(np.float32) / 127.5 - 1
 
 
