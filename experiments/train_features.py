@@ -8,6 +8,8 @@ Every choice was made with --validate, which keeps a tenth of the training set a
 split "validation" now), writes nothing and does not look at the test set.
 """
 
+import jaxgen.interrupts  # noqa: F401 - first, see there
+
 import dataclasses
 import functools
 import hashlib

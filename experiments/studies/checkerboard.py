@@ -6,6 +6,8 @@ DCGAN with transposed convolutions, which have other weights for even pixels tha
 with a repetition of pixels and a plain convolution; both before training and after, and the data themselves.
 """
 
+import jaxgen.interrupts  # first, see there
+
 import dataclasses
 import functools
 import time

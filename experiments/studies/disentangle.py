@@ -4,6 +4,8 @@ python experiments/studies/disentangle.py
 python experiments/studies/disentangle.py --betas 1 4 16 --steps 2000
 """
 
+import jaxgen.interrupts  # first, see there
+
 import dataclasses
 import time
 from pathlib import Path

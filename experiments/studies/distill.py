@@ -4,6 +4,8 @@ python experiments/diffusion.py edm --run-dir runs/teacher
 python experiments/studies/distill.py runs/teacher --steps 3000
 """
 
+import jaxgen.interrupts  # first, see there
+
 import dataclasses
 from pathlib import Path
 

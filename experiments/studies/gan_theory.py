@@ -6,6 +6,8 @@ Panels of the picture hold what was trained or optimised beside what theory give
 numbers.
 """
 
+import jaxgen.interrupts  # noqa: F401 - first, see there
+
 import dataclasses
 import time
 from pathlib import Path

@@ -7,6 +7,8 @@ network is measured as training goes on, on one batch of training data at the pa
 variance over draws of the hidden units divided by the squared length of its mean.
 """
 
+import jaxgen.interrupts  # first, see there
+
 import dataclasses
 import functools
 import tempfile

@@ -4,6 +4,8 @@ python experiments/studies/guidance.py
 python experiments/studies/guidance.py --data fashion_mnist --steps 6000 --patch 2
 """
 
+import jaxgen.interrupts  # first, see there
+
 import dataclasses
 import time
 from pathlib import Path

@@ -8,6 +8,8 @@ alone, every system trains for about five minutes on one core; the protocol's 40
 and take hours there.
 """
 
+import jaxgen.interrupts  # first, see there
+
 import contextlib
 import dataclasses
 import tempfile

@@ -4,6 +4,8 @@ python experiments/studies/outliers.py
 python experiments/studies/outliers.py --inside fashion_mnist --outside mnist --steps 5000
 """
 
+import jaxgen.interrupts  # first, see there
+
 import dataclasses
 import time
 from pathlib import Path

@@ -7,6 +7,8 @@ Principal components are quantised and coded in the same way. The rate is what a
 on test images with the frequencies of the training set, dimensions apart; the decoder itself is not counted.
 """
 
+import jaxgen.interrupts  # first, see there
+
 import dataclasses
 import time
 from pathlib import Path

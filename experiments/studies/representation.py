@@ -9,6 +9,8 @@ labels, of which every class has as many. The table is written after each, and t
 there.
 """
 
+import jaxgen.interrupts  # first, see there
+
 import dataclasses
 import json
 import time

@@ -10,6 +10,8 @@ runs left to right, as in Bishop 2006, section 13.2. One more symbol ends every 
 only a last state of its own emits: so what is written passes through all the states, in its own time.
 """
 
+import jaxgen.interrupts  # noqa: F401 - first, see there
+
 import dataclasses
 import time
 from pathlib import Path

@@ -6,6 +6,8 @@ python experiments/studies/text.py --text BOOK.txt --orders 1 2 3
 Without --text it reads Python's language reference, which every Python has as `pydoc_data.topics`.
 """
 
+import jaxgen.interrupts  # first, see there
+
 import dataclasses
 import math
 import re

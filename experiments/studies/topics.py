@@ -7,6 +7,8 @@ fifth of the documents are held out. Of each, half of the tokens are given and t
 they say of its topics: their perplexity can be compared between all the models.
 """
 
+import jaxgen.interrupts  # noqa: F401 - first, see there
+
 import dataclasses
 import functools
 import sys

@@ -8,6 +8,8 @@ come from the same random numbers. The floor is that of as many training images 
 spread over draws of them.
 """
 
+import jaxgen.interrupts  # first, see there
+
 import dataclasses
 import time
 from pathlib import Path

@@ -124,7 +124,7 @@ def resized(dataset: Dataset, image_size: int) -> Dataset:
 
 
 def _fit(image, image_size: int | tuple[int, int] | None) -> np.ndarray:
-    """A PIL image as (H, W, C) uint8, after it is resized to cover (height, width) and the centre is cropped."""
+    """A PIL image as (H, W, C) uint8, resized to cover (height, width), of which the centre is cropped."""
     from PIL import Image, ImageOps
 
     if image_size is not None:
