@@ -67,23 +67,25 @@ def init(network: nn.Module, key: Array, *inputs: Any, **options: Any) -> Any:
     return variables
 
 
-def parameters(network: nn.Module, key: Array, *inputs: Any, **options: Any) -> Any:
+def parameters(network: nn.Module, key: Array, *inputs: Any, may_drop: bool = False, **options: Any) -> Any:
     """The parameters of a fresh network that has nothing else, for models that cannot hold more.
 
-    Raises ValueError for a network with other collections, and for one that draws random numbers in training.
+    Raises ValueError for a network with other collections, and for one that draws random numbers in training
+    unless it `may_drop`.
     """
     variables = init(network, key, *inputs, **options)
     more = ", ".join(variables.stats) if isinstance(variables, Variables) else ""
-    if not more and _is_own(network):
+    if not more and not may_drop and _is_own(network):
         try:
             collections = {"params": variables}
             jax.eval_shape(lambda: network.apply(collections, *inputs, **told(network, True), **options))
         except flax.errors.InvalidRngError:
             more = "random numbers, as for Dropout"
     if more:
+        left_out = "BatchNorm" if may_drop else "BatchNorm and Dropout"
         raise ValueError(
             f"{_name(network)} needs {more}, and a network of this model has parameters alone: leave out"
-            " BatchNorm and Dropout, or take LayerNorm"
+            f" {left_out}, or take LayerNorm"
         )
     return variables
 
