@@ -12,7 +12,7 @@ import tyro
 import jaxgen
 from jaxgen import data, plot, script, types
 from jaxgen.run import checkpoint, directory
-from jaxgen.script import drawing, report, systems
+from jaxgen.script import command_line, drawing, report, systems
 
 Run = Annotated[Path, tyro.conf.Positional]
 Step = int | Literal["best"] | None
@@ -228,4 +228,6 @@ def main(arguments: list[str] | None = None) -> None:
         "report": show_report,
     }
     with script.one_line_errors():
+        if arguments and not arguments[0].startswith("-"):
+            command_line.check_word("command", arguments[0], commands)
         tyro.extras.subcommand_cli_from_dict(commands, prog="jaxgen", args=arguments)

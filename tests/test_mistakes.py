@@ -97,6 +97,19 @@ def test_numbers_out_of_range(capsys, tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("trian", "vae"), ("no command 'trian'", "did you mean train?")),
+        (("show",), ("no command 'show'", "there are list, train, sample")),
+        (("train", "vea"), ("no system 'vea'", "did you mean vae?")),
+    ],
+    ids=["near", "far", "system"],
+)
+def test_misspelt_commands(capsys, arguments, words):
+    assert_one_line(run(capsys, *arguments), *words)
+
+
 @pytest.mark.parametrize("command", ["sample", "evaluate", "report"])
 @pytest.mark.parametrize(
     ("text", "words"),

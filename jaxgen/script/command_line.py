@@ -8,6 +8,7 @@ The fields of a Config are options, such as `--num-latents 8`. The fields of a p
 import ast
 import contextlib
 import dataclasses
+import difflib
 import inspect
 import itertools
 import os
@@ -16,7 +17,7 @@ import sys
 import textwrap
 import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +38,14 @@ def run_script(main: Callable[[Any], None], options: type) -> None:
 
     with one_line_errors():
         main(tyro.cli(options))
+
+
+def check_word(kind: str, word: str, words: Collection[str]) -> None:
+    """Raises ValueError, naming the nearest one or all, for a word that is none of `words`."""
+    if word not in words:
+        near = difflib.get_close_matches(word, words, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(words)}"
+        raise ValueError(f"there is no {kind} {word!r}: {hint}")
 
 
 @contextlib.contextmanager

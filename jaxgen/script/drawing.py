@@ -1,6 +1,5 @@
 """What `jaxgen sample`, `reconstruct` and `interpolate` do with a family: options, codes, and files."""
 
-import difflib
 import inspect
 import typing
 from collections.abc import Mapping, Sequence
@@ -149,10 +148,7 @@ def _sampler(cfg: Any, name: str) -> Any:
     """A sampler by the word that stands for it on the command line, with the numbers of its defaults."""
     holder = cfg if hasattr(cfg, "sampler") else cfg.prior  # latent diffusion
     classes = command_line.part_classes(typing.get_type_hints(type(holder))["sampler"])
-    if name not in classes:
-        near = difflib.get_close_matches(name, classes, 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(classes)}"
-        raise ValueError(f"there is no sampler {name!r}: {hint}")
+    command_line.check_word("sampler", name, classes)
     return classes[name]()
 
 

@@ -8,7 +8,6 @@ A script is a dict of `System` and a call of `main`:
 """
 
 import dataclasses
-import difflib
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -135,10 +134,8 @@ def main(
         return command
 
     with command_line.one_line_errors():
-        if arguments and not arguments[0].startswith("-") and arguments[0] not in systems:
-            near = difflib.get_close_matches(arguments[0], systems, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(systems)}"
-            raise ValueError(f"there is no system {arguments[0]!r}: {hint}")
+        if arguments and not arguments[0].startswith("-"):
+            command_line.check_word("system", arguments[0], systems)
         program = Path(sys.argv[0]).name if module is None else "jaxgen train"
         if arguments and arguments[0] in systems:  # the others need no parsers, which take seconds
             name, system = arguments[0], systems[arguments[0]]

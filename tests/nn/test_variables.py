@@ -138,7 +138,9 @@ def test_every_family_takes_statistics_and_dropout(name):
 @pytest.mark.parametrize("name", slow_if(is_shared, sorted(set(WITH_NETWORKS) - set(TRAINED))))
 def test_flows_refuse_statistics_in_a_line(name):
     family, cfg, *_ = case_of(name)
-    with pytest.raises(ValueError, match="the network Around needs batch_stats, .* take LayerNorm") as raised:
+    with pytest.raises(
+        ValueError, match=r"the network Around needs batch_stats, .* take LayerNorm"
+    ) as raised:
         jax.eval_shape(lambda: family.init(KEY, cfg))
     assert "\n" not in str(raised.value)
 
