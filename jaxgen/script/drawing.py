@@ -119,7 +119,7 @@ def check_out(out: Path, shape: tuple[int, ...]) -> None:
 
 def write(out: Path, x: Any, columns: int | None = None) -> None:
     """Data (N, *shape) as one picture (.png), as arrays (.npz), or a picture each into a folder."""
-    x = np.asarray(x)
+    x = np.asarray(jax.block_until_ready(x))  # NumPy would abort where there was no memory for it
     folder = out if _is_folder(out) else out.parent
     folder.mkdir(parents=True, exist_ok=True)
     if folder == out:

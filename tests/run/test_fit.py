@@ -216,9 +216,20 @@ def test_a_batch_that_does_not_split_is_refused(ring):
         fit(ring, 3, mesh=shard.mesh(), batch_size=12)
 
 
-@pytest.mark.parametrize("options", [{"log_every": 0}, {"chunk": 0}, {"steps": 0}])
-def test_numbers_of_steps_must_be_positive(ring, options):
-    with pytest.raises(ValueError, match="at least 1"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"steps": 2.5}, "steps must be an integer, not 2.5"),
+        ({"batch_size": -8}, "batch_size must be at least 1, not -8"),
+        ({"chunk": 0}, "chunk must be at least 1, not 0"),
+        ({"log_every": 0}, "log_every must be at least 1, not 0"),
+        ({"sample_every": -5}, "sample_every must be at least 0, not -5"),
+        ({"save_every": -1}, "save_every must be at least 0, not -1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(ring, options, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
         fit(ring, **{"steps": 3, **options})
 
 

@@ -178,7 +178,7 @@ MISTAKES = [
     ("vae", ("reconstruct",), ("name the pictures",)),
     ("vae", ("reconstruct", "/nowhere.png"), ("/nowhere.png cannot be read as a picture",)),
     ("ddpm", ("interpolate",), ("diffusion.ddpm has no codes",)),
-    ("vae", ("interpolate", "--points", 0), ("--points must be at least 1, not 0",)),
+    ("vae", ("interpolate", "--points", 1), ("--points must be at least 2, not 1",)),
     ("vae", ("sample", "--step", "best"), ("no best checkpoint",)),
 ]
 
