@@ -42,7 +42,7 @@ def run_script(main: Callable[[Any], None], options: type) -> None:
     import tyro
 
     with one_line_errors():
-        given = tyro.cli(options)
+        given: Any = tyro.cli(options)
         fields.check(given, named=False)
         main(given)
 
