@@ -146,9 +146,13 @@ def of_values(family: Any, cfg: Any, x: Any) -> str:
         return ""
     if lowest >= -1.001 and highest <= 1.001:
         return ""
+    wanted = "Symbols" if np.issubdtype(x.dtype, np.integer) else "Gaussian"
+    classes = typing.get_args(_hints(type(cfg))[part])
+    other = any(getattr(each, "__name__", "") == wanted for each in classes)
+    remedy = f"take another {part}, such as {wanted}(), or scale" if other else "scale"
     return (
         f"{_class(type(getattr(cfg, part)))} is of {measure} in [-1, 1], and the data have values from"
-        f" {lowest:.4g} to {highest:.4g}: take another {part}, such as Gaussian(), or scale the data"
+        f" {lowest:.4g} to {highest:.4g}: {remedy} the data"
     )
 
 

@@ -23,6 +23,8 @@ import jaxgen
 from jaxgen import data, plot, shard
 from jaxgen.autoencoder import vae
 from jaxgen.autoencoder.networks import DenseEncoder
+from jaxgen.autoregressive import transformer
+from jaxgen.belief import helmholtz
 from jaxgen.classical import gmm
 from jaxgen.classical.emissions import Symbols
 from jaxgen.energy import rbm
@@ -209,6 +211,26 @@ def test_bits_of_numbers_that_are_none_are_refused(family, cfg):
     message = r"(Bernoulli|Bits) is of bits in \[-1, 1\].* from -3 to 2: take another .*Gaussian"
     with pytest.raises(ValueError, match=message):
         jaxgen.fit(family, cfg, wide, steps=1, batch_size=8, key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("family", "array", "remedy"),
+    [
+        (helmholtz, {"x": np.linspace(-3, 2, 64, dtype=np.float32).reshape(32, 2)}, "2: scale the data"),
+        (transformer, {"tokens": np.arange(64).reshape(32, 2)}, r"63: take .* such as Symbols\(\), or"),
+    ],
+    ids=["helmholtz", "transformer"],
+)
+def test_the_remedy_is_one_that_the_family_has(family, array, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        jaxgen.fit(
+            family,
+            family.Config(shape=(2,)),
+            data.Dataset("mine", "train", array),
+            steps=1,
+            batch_size=8,
+            key=KEY,
+        )
 
 
 def test_a_batch_that_does_not_split_is_refused(ring):
