@@ -147,7 +147,7 @@ def of_values(family: Any, cfg: Any, x: Any) -> str:
     if lowest >= -1.001 and highest <= 1.001:
         return ""
     wanted = "Symbols" if np.issubdtype(x.dtype, np.integer) else "Gaussian"
-    classes = typing.get_args(_hints(type(cfg))[part])
+    classes = typing.get_args(_hints(type(cfg))[part])  # type: ignore[arg-type]
     other = any(getattr(each, "__name__", "") == wanted for each in classes)
     remedy = f"take another {part}, such as {wanted}(), or scale" if other else "scale"
     return (
