@@ -13,6 +13,8 @@ python experiments/autoencoder.py denoising_autoencoder --corruption masking --c
 python experiments/autoencoder.py vq_vae
 """
 
+import jaxgen.interrupts  # noqa: F401 - first, see there
+
 import dataclasses
 import functools
 

@@ -14,6 +14,8 @@ python experiments/autoregressive.py codes
 python experiments/autoregressive.py codes --start runs/my_vq_vae
 """
 
+import jaxgen.interrupts  # noqa: F401 - first, see there
+
 import functools
 import math
 

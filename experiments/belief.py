@@ -8,6 +8,8 @@ python experiments/belief.py vimco
 python experiments/belief.py predictability
 """
 
+import jaxgen.interrupts  # noqa: F401 - first, see there
+
 import jax
 import jax.numpy as jnp
 import numpy as np

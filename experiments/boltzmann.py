@@ -7,6 +7,8 @@ python experiments/boltzmann.py dbn
 python experiments/boltzmann.py dbm
 """
 
+import jaxgen.interrupts  # first, see there
+
 import dataclasses
 import functools
 

@@ -9,6 +9,8 @@ python experiments/classical.py lda
 python experiments/classical.py markov
 """
 
+import jaxgen.interrupts  # noqa: F401 - first, see there
+
 import functools
 
 import jax

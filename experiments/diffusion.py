@@ -13,6 +13,8 @@ python experiments/diffusion.py latent --prior.network transformer --prior.netwo
 python experiments/diffusion.py latent_fashion_mnist --start runs/my_vq_vae
 """
 
+import jaxgen.interrupts  # noqa: F401 - first, see there
+
 import functools
 
 import jax

@@ -8,6 +8,8 @@ python experiments/energy.py score --data rings
 python experiments/energy.py score_digits
 """
 
+import jaxgen.interrupts  # noqa: F401 - first, see there
+
 import jax
 import jax.numpy as jnp
 import numpy as np

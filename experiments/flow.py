@@ -17,6 +17,8 @@ python experiments/flow.py tarflow
 python experiments/flow.py tarflow_cifar10
 """
 
+import jaxgen.interrupts  # noqa: F401 - first, see there
+
 import functools
 
 import jax

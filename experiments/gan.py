@@ -6,6 +6,8 @@ python experiments/gan.py ring_pacgan --data grid
 python experiments/gan.py stacked_pacgan
 """
 
+import jaxgen.interrupts  # noqa: F401 - first, see there
+
 import dataclasses
 
 import jax.numpy as jnp

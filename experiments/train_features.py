@@ -8,6 +8,8 @@ Every choice was made with --validate, which keeps a tenth of the training set a
 split "validation" now), writes nothing and does not look at the test set.
 """
 
+import jaxgen.interrupts  # noqa: F401 - first, see there
+
 import dataclasses
 import functools
 import hashlib
@@ -28,6 +30,7 @@ from flax import traverse_util
 
 from jaxgen import data
 from jaxgen.evaluation.features import small_cnn
+from jaxgen.fields import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from jaxgen.script import one_line_errors
 
 WEIGHTS = Path(small_cnn.__file__).parent / "weights"
@@ -37,15 +40,15 @@ WEIGHTS = Path(small_cnn.__file__).parent / "weights"
 class Options:
     dataset: tyro.conf.Positional[Literal["digits", "mnist", "fashion_mnist"]]
     """Data set to train on."""
-    epochs: int = 12
+    epochs: PositiveInt = 12
     """Passes over the training set."""
-    batch_size: int = 128
+    batch_size: PositiveInt = 128
     """Examples a step."""
-    learning_rate: float = 2e-3
+    learning_rate: PositiveFloat = 2e-3
     """Adam's largest step size; it rises over the first epoch and falls along a half cosine."""
-    weight_decay: float = 1e-2
+    weight_decay: NonNegativeFloat = 1e-2
     """Of AdamW."""
-    shift: int = 2
+    shift: NonNegativeInt = 2
     """Pixels by which pictures are moved at most, in each direction."""
     flip: bool = False
     """Mirror half of the pictures."""

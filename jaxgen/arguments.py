@@ -9,6 +9,7 @@ range are found where data are loaded and in `fit`.
 
 import functools
 import inspect
+import operator
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -27,7 +28,8 @@ def checked(function: F) -> F:
     """The function of a family, which raises ValueError for arguments that are not what it takes.
 
     They are known by their names: `key` is a typed key, `state` and `cfg` are of the annotated classes,
-    `batch` has data of the shape `cfg.shape` and as many of everything else, and `x` is such data.
+    `batch` has data of the shape `cfg.shape` and as many of everything else, `x` is such data, and `n` is how
+    many are drawn.
     """
     signature = inspect.signature(function)
     where = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
@@ -63,14 +65,27 @@ def complaint(given: Mapping[str, Any], hints: Mapping[str, Any]) -> str:
         wrong = of_batch(given["batch"], cfg)
     if not wrong and "x" in given:
         wrong = of_data("x", given["x"], cfg)
+    if not wrong and "n" in given:
+        wrong = of_count("n", given["n"])
     return wrong
 
 
 def of_key(key: Any) -> str:
     """What is wrong with a PRNG key."""
     if jnp.issubdtype(getattr(key, "dtype", object), jax.dtypes.prng_key):
-        return ""
+        return "" if key.shape == () else f"key must be one key, not an array {key.shape} of keys"
     return f"key must be a typed key such as jax.random.key(0), not {_kind(key)}"
+
+
+def of_count(name: str, count: Any) -> str:
+    """What is wrong with a number of examples, which has to be known when a program is compiled."""
+    try:
+        number = operator.index(count)
+    except TypeError:  # of JAX, for a traced one
+        traced = isinstance(count, jax.core.Tracer)
+        what = "a traced one: give jit static_argnames" if traced else repr(count)
+        return f"{name} must be an integer, not {what}"
+    return "" if number >= 0 else f"{name} must be at least 0, not {number}"
 
 
 def of_batch(batch: Any, cfg: Any) -> str:
@@ -83,17 +98,28 @@ def of_batch(batch: Any, cfg: Any) -> str:
     if not found:
         return f"batch must have one of {', '.join(DATA)}, and has only {', '.join(batch) or 'nothing'}"
     wrong = of_data(f"batch[{found[0]!r}]", batch[found[0]], cfg)
+    if wrong:
+        return wrong
     size = _shape(batch[found[0]])[:1]
+    if size == (0,):
+        return "batch has no examples"
     for name, entry in batch.items():
-        if not wrong and _shape(entry)[:1] != size:
-            wrong = f"batch has {size[0]} examples, but {name} of shape {_shape(entry)}"
-    return wrong
+        if isinstance(entry, list):
+            return f"batch[{name!r}] must be an array, not a list"
+        if _shape(entry)[:1] != size:
+            return f"batch has {size[0]} examples, but {name} of shape {_shape(entry)}"
+    kind = getattr(batch.get("image"), "dtype", np.float32)
+    if not jnp.issubdtype(kind, jnp.floating):
+        return f"batch['image'] must be floats in [-1, 1], not {kind}: give x / 127.5 - 1 for 0 .. 255"
+    return ""
 
 
 def of_data(name: str, x: Any, cfg: Any) -> str:
     """What is wrong with data for a Config: their shape, or pixels that are no numbers in [-1, 1] yet."""
     if hasattr(x, "_fields"):  # documents as lists of their words, which the family knows
         return ""
+    if isinstance(x, list):
+        return f"{name} must be an array, not a list"
     shape, of_one = np.shape(x), tuple(cfg.shape)
     fixed = 1 if getattr(cfg, "any_length", False) else 0
     wanted = ", ".join(["B", *(["T"] * fixed), *map(str, of_one[fixed:])])
@@ -120,9 +146,13 @@ def of_values(family: Any, cfg: Any, x: Any) -> str:
         return ""
     if lowest >= -1.001 and highest <= 1.001:
         return ""
+    wanted = "Symbols" if np.issubdtype(x.dtype, np.integer) else "Gaussian"
+    classes = typing.get_args(_hints(type(cfg))[part])  # type: ignore[arg-type]
+    other = any(getattr(each, "__name__", "") == wanted for each in classes)
+    remedy = f"take another {part}, such as {wanted}(), or scale" if other else "scale"
     return (
         f"{_class(type(getattr(cfg, part)))} is of {measure} in [-1, 1], and the data have values from"
-        f" {lowest:.4g} to {highest:.4g}: take another {part}, such as Gaussian(), or scale the data"
+        f" {lowest:.4g} to {highest:.4g}: {remedy} the data"
     )
 
 

@@ -12,7 +12,7 @@ import tyro
 import jaxgen
 from jaxgen import data, plot, script, types
 from jaxgen.run import checkpoint, directory
-from jaxgen.script import drawing, report, systems
+from jaxgen.script import command_line, drawing, report, systems
 
 Run = Annotated[Path, tyro.conf.Positional]
 Step = int | Literal["best"] | None
@@ -61,7 +61,7 @@ def sample(
         top_k: Draw each symbol of so many most probable ones.
         top_p: Draw each symbol of the most probable ones that have this probability together.
     """
-    _check_positive("-n", n)
+    _check_least("-n", n)
     family, cfg, state = checkpoint.load(run, step)
     out = out or directory.resolve(run) / "samples.png"
     drawing.check_out(out, cfg.shape)
@@ -127,8 +127,8 @@ def interpolate(
         label: Classes, one for all or several that are taken in turn.
         arc: Go along arcs and not lines, for codes that are normal noise, as those of flows and GANs are.
     """
-    _check_positive("-n", n)
-    _check_positive("--points", points)
+    _check_least("-n", n)
+    _check_least("--points", points, 2)
     family, cfg, state = checkpoint.load(run, step)
     out = out or directory.resolve(run) / "interpolation.png"
     drawing.check_out(out, cfg.shape)
@@ -158,6 +158,7 @@ def evaluate(
         extractor: Features those of pictures are measured by; by default the best that needs nothing.
         quick: Look at few test examples and samples only.
     """
+    _check_least("--num-samples", num_samples, 0)
     family, cfg, state = checkpoint.load(run, step)
     folder = directory.resolve(run)
     description, system = directory.read_description(folder), systems.of_run(folder)
@@ -185,9 +186,9 @@ def evaluate(
     )
 
 
-def _check_positive(option: str, number: int) -> None:
-    if number < 1:
-        raise ValueError(f"{option} must be at least 1, not {number}")
+def _check_least(option: str, number: int, least: int = 1) -> None:
+    if number < least:
+        raise ValueError(f"{option} must be at least {least}, not {number}")
 
 
 def show_report(run: Run) -> None:
@@ -228,4 +229,6 @@ def main(arguments: list[str] | None = None) -> None:
         "report": show_report,
     }
     with script.one_line_errors():
+        if arguments and not arguments[0].startswith("-"):
+            command_line.check_word("command", arguments[0], commands)
         tyro.extras.subcommand_cli_from_dict(commands, prog="jaxgen", args=arguments)

@@ -63,10 +63,11 @@ def options(part: Any) -> list[dataclasses.Field]:
     return [field for field in dataclasses.fields(cls) if field.init and field.name not in of_linen]
 
 
-def check(part: Any) -> None:
+def check(part: Any, named: bool = True) -> None:
     """Raises ValueError if a field of a part, or of a Linen module inside of it, is not what its type says.
 
-    The message names the field, what came and what it takes. A default is never refused.
+    The message names the class, unless not `named`, the field, what came and what it takes. A default is
+    never refused.
     """
     hints = _hints(type(part))  # type: ignore[arg-type]
     for field in options(part):
@@ -74,7 +75,8 @@ def check(part: Any) -> None:
         wrong = "" if value is field.default else misfit(value, hints.get(field.name, Any))
         if wrong:
             module = type(part).__module__.rpartition(".")[2]
-            raise ValueError(f"{module}.{type(part).__qualname__}: {field.name} {wrong}")
+            where = f"{module}.{type(part).__qualname__}: " if named else ""
+            raise ValueError(f"{where}{field.name} {wrong}")
         for inner in value if isinstance(value, tuple) else (value,):
             if isinstance(inner, nn.Module):
                 check(inner)

@@ -4,7 +4,7 @@ Python raises KeyboardInterrupt in the main thread only, and only between two of
 threads of a compiler go on, and the end of the program would wait for them and may crash. So a thread watches
 for Ctrl-C, and ends the program a moment later, whatever the others do. Compiled modules that are being
 imported crash too, so that Ctrl-C ends a command without an exception until it begins. For this the package
-imports this module before JAX.
+imports this module before JAX, and so does every script of `experiments/`.
 """
 
 import contextlib
@@ -21,9 +21,17 @@ GRACE = 1.0
 """Seconds that the main thread has to say that it was interrupted."""
 
 
+SCRIPTS = Path(__file__).resolve().parent.parent / "experiments"
+"""Where the experiment scripts are, in a clone."""
+
+
 def is_command(words: list[str]) -> bool:
-    """Whether Python was started, with these words, for the `jaxgen` command."""
-    return words[1:3] == ["-m", "jaxgen"] or Path(words[min(1, len(words) - 1)]).stem == "jaxgen"
+    """Whether Python was started, with these words, for the `jaxgen` command or for an experiment script."""
+    if words[1:2] == ["-m"]:
+        path = Path("".join(words[2:3]).replace(".", "/"))
+    else:
+        path = Path(words[min(1, len(words) - 1)])
+    return path.stem == "jaxgen" or SCRIPTS in path.resolve().parents
 
 
 def _leave(number: int, frame: Any) -> None:

@@ -66,9 +66,20 @@ def interrupted(command, path=()):
     return process.returncode, stderr, time.monotonic() - since
 
 
-def test_a_command_that_still_imports_ends_with_one_line(tmp_path):
+@pytest.mark.parametrize("command", ["-m jaxgen list", "experiments/flow.py maf"])
+def test_a_command_that_still_imports_ends_with_one_line(tmp_path, command):
     (tmp_path / "jax.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
-    assert interrupted(["-m", "jaxgen", "list"], [tmp_path])[:2] == (130, "\ninterrupted\n")
+    assert interrupted(command.split(), [tmp_path])[:2] == (130, "\ninterrupted\n")
+
+
+def test_every_script_is_a_command_before_it_imports_jax():
+    paths = [*(ROOT / "experiments").glob("*.py"), *(ROOT / "experiments/studies").glob("*.py")]
+    scripts = [path for path in paths if path.stem not in ("__init__", "table")]  # which trains nothing
+    assert len(scripts) > 20
+    for path in scripts:
+        lines = path.read_text().splitlines()
+        first = next(line for line in lines if line.startswith(("import ", "from ")))
+        assert first.startswith("import jaxgen.interrupts"), path.name
 
 
 def test_a_command_that_waits_for_a_compiler_ends_at_once():
@@ -80,6 +91,8 @@ def test_a_command_that_waits_for_a_compiler_ends_at_once():
 def test_only_commands_are_ended_while_they_import():
     assert interrupts.is_command(["python", "-m", "jaxgen", "list"])
     assert interrupts.is_command(["python", "/usr/bin/jaxgen", "list"])
+    assert interrupts.is_command(["python", str(ROOT / "experiments/studies/modes.py")])
+    assert not interrupts.is_command(["python", "/home/me/experiments/modes.py"])
     assert not interrupts.is_command(["python", "-m", "pytest", "jaxgen"])
     assert not interrupts.is_command(["python", "mine.py", "jaxgen"])
     assert not interrupts.is_command(["python"])

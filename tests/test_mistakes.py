@@ -97,6 +97,47 @@ def test_numbers_out_of_range(capsys, tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("option", "number", "least"),
+    [
+        ("batch_size", "0", "1"),
+        ("fsdp", "0", "1"),
+        ("log_every", "0", "1"),
+        ("sample_every", "-5", "0"),
+        ("save_every", "-1", "0"),
+        ("patience", "0", "1"),
+        ("num_samples", "-2", "0"),
+    ],
+)
+def test_run_options_out_of_range(capsys, tmp_path, option, number, least):
+    arguments = "--" + option.replace("_", "-"), number, "--run-dir", tmp_path / "run"
+    found = run(capsys, "train", "ppca", *arguments)
+    assert_one_line(found, f"error: {option} must be at least {least}, not {number}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_that_is_not_there(capsys, finished, tmp_path, monkeypatch):
+    def sample(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 40 bytes.\nmore")
+
+    monkeypatch.setattr(line, "sample", sample)
+    found = run(capsys, "sample", finished, "--out", tmp_path / "x.png")
+    assert_one_line(found, "out of memory: take smaller batches, fewer samples", "allocating 40 bytes")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("trian", "vae"), ("no command 'trian'", "did you mean train?")),
+        (("show",), ("no command 'show'", "there are list, train, sample")),
+        (("train", "vea"), ("no system 'vea'", "did you mean vae?")),
+    ],
+    ids=["near", "far", "system"],
+)
+def test_misspelt_commands(capsys, arguments, words):
+    assert_one_line(run(capsys, *arguments), *words)
+
+
 @pytest.mark.parametrize("command", ["sample", "evaluate", "report"])
 @pytest.mark.parametrize(
     ("text", "words"),
@@ -130,6 +171,10 @@ def test_mistakes_of_sample(capsys, finished, arguments, words):
     before = sorted(finished.rglob("*"))
     assert_one_line(run(capsys, "sample", finished, *arguments), *words)
     assert sorted(finished.rglob("*")) == before
+
+
+def test_a_negative_number_of_samples_to_evaluate(capsys, finished):
+    assert_one_line(run(capsys, "evaluate", finished, "--num-samples", "-5"), "--num-samples", "-5")
 
 
 def test_what_cannot_be_written_is_found_before_it_is_measured(capsys, finished, monkeypatch):

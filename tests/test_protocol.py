@@ -194,6 +194,10 @@ def wrong_calls(case):
         ("label of shape \\(3,\\)", {**batch, "label": jnp.zeros(3, jnp.int32)}),
         ("mapping such as", x),
         ("not uint8", {**batch, data_name: x.astype(jnp.uint8)}),
+        ("must be an array, not a list", {**batch, data_name: [0.0]}),
+        ("must be an array, not a list", {**batch, "label": [0]}),
+        ("has no examples", jax.tree.map(lambda entry: entry[:0], batch)),
+        *([("not int32", {**batch, "image": x.astype(jnp.int32)})] if data_name == "image" else []),
     ):
         yield f"train_step: batch.*{label}", lambda wrong=wrong: family.train_step(state, wrong, cfg)
     yield "train_step: state must be .*, not .*Other", lambda: family.train_step(Other(0, key), batch, cfg)
@@ -203,7 +207,14 @@ def wrong_calls(case):
     )
     yield "init: key must be a typed key .*, not 0", lambda: family.init(0, cfg)
     yield "sample: key must be a typed key", lambda: family.sample(jnp.zeros(2, jnp.uint32), state, 2, cfg)
+    yield "sample: key must be one key", lambda: family.sample(jax.random.split(key, 3), state, 2, cfg)
     yield "sample: cfg must be", lambda: family.sample(key, state, 2, other)
+    yield "sample: n must be at least 0, not -1", lambda: family.sample(key, state, -1, cfg)
+    yield "sample: n must be an integer, not 2.5", lambda: family.sample(key, state, 2.5, cfg)
+    yield (
+        "sample: n must be an integer, not a traced one",
+        (lambda: jax.jit(lambda n: family.sample(key, state, n, cfg))(2)),
+    )
     for name in ("log_prob", "elbo", "encode", "reconstruct", "classify", "score"):
         function = getattr(family, name, None)
         if function:

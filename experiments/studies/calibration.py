@@ -6,6 +6,8 @@ Frechet and kernel distance, recall and coverage do under all nine kinds of dama
 under weak noise, and do not notice copies or missing classes.
 """
 
+import jaxgen.interrupts  # noqa: F401 - first, see there
+
 import dataclasses
 import time
 from pathlib import Path

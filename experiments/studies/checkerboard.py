@@ -6,6 +6,8 @@ DCGAN with transposed convolutions, which have other weights for even pixels tha
 with a repetition of pixels and a plain convolution; both before training and after, and the data themselves.
 """
 
+import jaxgen.interrupts  # first, see there
+
 import dataclasses
 import functools
 import time
@@ -18,6 +20,7 @@ import numpy as np
 import jaxgen
 from jaxgen import data, plot, script, types
 from jaxgen.evaluation import samples, spectrum
+from jaxgen.fields import PositiveInt
 from jaxgen.gan import gan, presets
 from jaxgen.script import result
 
@@ -38,11 +41,11 @@ class Options:
     """Where prepared data sets lie."""
     upsampling: tuple[Literal["transposed", "nearest"], ...] = ("transposed", "nearest")
     """How generators double the size."""
-    steps: int = 1000
+    steps: PositiveInt = 1000
     """Training steps of each."""
-    batch_size: int = 64
+    batch_size: PositiveInt = 64
     """Examples a step."""
-    inits: int = 10
+    inits: PositiveInt = 10
     """Untrained generators of each kind."""
     seed: int = 0
     """Of the models and their training."""

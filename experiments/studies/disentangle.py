@@ -4,6 +4,8 @@ python experiments/studies/disentangle.py
 python experiments/studies/disentangle.py --betas 1 4 16 --steps 2000
 """
 
+import jaxgen.interrupts  # first, see there
+
 import dataclasses
 import time
 from pathlib import Path
@@ -17,6 +19,7 @@ from jaxgen.autoencoder import vae
 from jaxgen.autoencoder.objectives import ELBO
 from jaxgen.data.factors import FACTORS
 from jaxgen.evaluation import disentangle, likelihood
+from jaxgen.fields import PositiveInt
 from jaxgen.latent import interpolate
 from jaxgen.likelihoods import Bernoulli
 from jaxgen.script import result
@@ -32,11 +35,11 @@ class Options:
     """Weights of the KL term."""
     seeds: tuple[int, ...] = (0, 1)
     """Of initial weights and training; each has a column of its own."""
-    steps: int = 6000
+    steps: PositiveInt = 6000
     """Training steps of each model."""
-    batch_size: int = 128
+    batch_size: PositiveInt = 128
     """Examples a step."""
-    num_latents: int = 8
+    num_latents: PositiveInt = 8
     """Dimensions of z."""
     results: Path = Path("experiments/results/disentanglement")
     """Folder for the table and the pictures."""

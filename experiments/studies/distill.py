@@ -4,6 +4,8 @@ python experiments/diffusion.py edm --run-dir runs/teacher
 python experiments/studies/distill.py runs/teacher --steps 3000
 """
 
+import jaxgen.interrupts  # first, see there
+
 import dataclasses
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import jaxgen
 from jaxgen import data, script
 from jaxgen.diffusion import consistency, curricula, edm
 from jaxgen.evaluation.comparison import compare
+from jaxgen.fields import PositiveFloat, PositiveInt
 from jaxgen.run import directory
 from jaxgen.script.evaluation import sampler
 from jaxgen.values import Adam
@@ -32,17 +35,17 @@ class Options:
     """Directory of the student's run; resumed if it exists; by default the teacher's with -distilled."""
     data_dir: Path | None = None
     """Where prepared data sets lie."""
-    steps: int = 3000
+    steps: PositiveInt = 3000
     """Training steps."""
-    batch_size: int = 128
+    batch_size: PositiveInt = 128
     """Examples a step, over all devices."""
-    intervals: int = 17
+    intervals: PositiveInt = 17
     """Intervals between noise levels, each a step of the teacher's flow."""
-    learning_rate: float = 4e-4
+    learning_rate: PositiveFloat = 4e-4
     """Adam's step size."""
     seed: int = 0
     """Seed of the order of the data and every step."""
-    num_samples: int = 10_000
+    num_samples: PositiveInt = 10_000
     """Samples measured against the test split, if it has as many."""
 
 

@@ -6,6 +6,8 @@ Panels of the picture hold what was trained or optimised beside what theory give
 numbers.
 """
 
+import jaxgen.interrupts  # noqa: F401 - first, see there
+
 import dataclasses
 import time
 from pathlib import Path
@@ -17,6 +19,7 @@ import numpy as np
 import scipy.optimize
 
 from jaxgen import plot, script
+from jaxgen.fields import PositiveInt
 from jaxgen.gan import gan
 from jaxgen.gan.losses import DIVERGENCES, LOSSES
 from jaxgen.gan.networks import mlp
@@ -33,9 +36,9 @@ WEIGHTS, MEANS, STDS = np.array([0.6, 0.4]), np.array([-1.0, 1.5]), np.array([0.
 class Options:
     """Check what is known of the game on densities of one dimension."""
 
-    steps: int = 1500
+    steps: PositiveInt = 1500
     """Steps of each discriminator."""
-    batch_size: int = 512
+    batch_size: PositiveInt = 512
     """Examples a step."""
     seed: int = 0
     """Of the discriminators and their batches."""

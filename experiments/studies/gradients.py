@@ -7,6 +7,8 @@ network is measured as training goes on, on one batch of training data at the pa
 variance over draws of the hidden units divided by the squared length of its mean.
 """
 
+import jaxgen.interrupts  # first, see there
+
 import dataclasses
 import functools
 import tempfile
@@ -23,6 +25,7 @@ from jaxgen import data, keys, plot, script
 from jaxgen.belief import nvil
 from jaxgen.belief.nvil import NVIL, VIMCO
 from jaxgen.evaluation import likelihood
+from jaxgen.fields import PositiveInt
 from jaxgen.run import shard
 from jaxgen.script import result
 from jaxgen.values import Adam
@@ -47,9 +50,9 @@ class Options:
 
     estimators: tuple[str, ...] = tuple(ESTIMATORS)
     """Names of the estimators."""
-    steps: int = 4000
+    steps: PositiveInt = 4000
     """Training steps."""
-    measurements: int = 8
+    measurements: PositiveInt = 8
     """How often the noise is measured."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the first parameters and of training."""

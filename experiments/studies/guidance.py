@@ -4,6 +4,8 @@ python experiments/studies/guidance.py
 python experiments/studies/guidance.py --data fashion_mnist --steps 6000 --patch 2
 """
 
+import jaxgen.interrupts  # first, see there
+
 import dataclasses
 import time
 from pathlib import Path
@@ -16,6 +18,7 @@ import jaxgen
 from jaxgen import data, plot, script, shard, types
 from jaxgen.diffusion import ddpm, networks, samplers
 from jaxgen.evaluation import features, frechet, prdc, samples
+from jaxgen.fields import PositiveInt
 from jaxgen.script import result
 from jaxgen.values import Adam, Cosine
 
@@ -34,15 +37,15 @@ class Options:
     """Scales: 0 ignores the label, 1 is the plain conditional model."""
     run: Path | None = None
     """Directory of a run of a conditional `ddpm` on these data; by default one is trained here."""
-    steps: int = 1500
+    steps: PositiveInt = 1500
     """Training steps, if it is trained here."""
-    batch_size: int = 64
+    batch_size: PositiveInt = 64
     """Examples a step."""
-    patch: int = 1
+    patch: PositiveInt = 1
     """Side of the squares of pixels the network takes as one position."""
-    calls: int = 20
+    calls: PositiveInt = 20
     """Network calls of the sampler, DPM-Solver++; guidance doubles each."""
-    num_samples: int = 2000
+    num_samples: PositiveInt = 2000
     """Most samples at each scale; the test split may hold fewer."""
     seed: int = 0
     """Of the training and the samples, the same noise at every scale."""

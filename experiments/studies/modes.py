@@ -8,6 +8,8 @@ alone, every system trains for about five minutes on one core; the protocol's 40
 and take hours there.
 """
 
+import jaxgen.interrupts  # first, see there
+
 import contextlib
 import dataclasses
 import tempfile
@@ -23,6 +25,7 @@ from jaxgen import data, plot, script, shard, values
 from jaxgen.data import points
 from jaxgen.evaluation import modes
 from jaxgen.evaluation.samples import FLOOR_DRAWS, mean_and_spread
+from jaxgen.fields import PositiveInt
 from jaxgen.gan import gan, presets
 from jaxgen.run.seeds import Seeds
 from jaxgen.script import result
@@ -43,9 +46,9 @@ class Options:
     """8 Gaussians on the unit circle with std 0.01, or 25 on a square of side 8 with std 0.05."""
     systems: tuple[Literal["gan", "pacgan", "wgan_gp", "r3gan"], ...] = ("gan", "pacgan", "wgan_gp", "r3gan")
     """Presets, of `jaxgen.gan.presets.POINTS`."""
-    seeds: int = 5
+    seeds: PositiveInt = 5
     """Networks trained at once."""
-    steps: int | None = None
+    steps: PositiveInt | None = None
     """Steps of the generator; by default what takes five seeds about five minutes on one core."""
     seed: int = 0
     """From which all seeds follow."""

@@ -4,6 +4,8 @@ python experiments/studies/outliers.py
 python experiments/studies/outliers.py --inside fashion_mnist --outside mnist --steps 5000
 """
 
+import jaxgen.interrupts  # first, see there
+
 import dataclasses
 import time
 from pathlib import Path
@@ -17,6 +19,7 @@ from jaxgen import data, script, types
 from jaxgen.autoencoder import ae, vae
 from jaxgen.classical import gmm
 from jaxgen.evaluation import likelihood, outliers
+from jaxgen.fields import PositiveInt
 from jaxgen.flow import realnvp
 from jaxgen.flow.preprocessing import Logit, dequantised
 from jaxgen.script import result
@@ -32,15 +35,15 @@ class Options:
     """Set whose test split is foreign, brought to the size of the first."""
     data_dir: Path | None = None
     """Where prepared data sets lie."""
-    steps: int = 2000
+    steps: PositiveInt = 2000
     """Training steps of each model."""
-    batch_size: int = 128
+    batch_size: PositiveInt = 128
     """Examples a step."""
-    num_latents: int = 16
+    num_latents: PositiveInt = 16
     """Dimensions of the codes."""
-    num_samples: int = 50
+    num_samples: PositiveInt = 50
     """Draws of the importance-weighted bound."""
-    limit: int = 2000
+    limit: PositiveInt = 2000
     """Test examples of each set."""
     seed: int = 0
     """Of the models and their training."""

@@ -7,6 +7,8 @@ Principal components are quantised and coded in the same way. The rate is what a
 on test images with the frequencies of the training set, dimensions apart; the decoder itself is not counted.
 """
 
+import jaxgen.interrupts  # first, see there
+
 import dataclasses
 import time
 from pathlib import Path
@@ -18,6 +20,7 @@ import jaxgen
 from jaxgen import data, plot, script, types
 from jaxgen.autoencoder import ae
 from jaxgen.evaluation import denoise
+from jaxgen.fields import PositiveInt
 from jaxgen.latent import quantize
 from jaxgen.script import result
 
@@ -34,9 +37,9 @@ class Options:
     """Dimensions of the codes."""
     levels: tuple[int, ...] = (2, 4, 8, 16, 32)
     """Levels of each dimension."""
-    steps: int = 3000
+    steps: PositiveInt = 3000
     """Training steps of each model."""
-    batch_size: int = 128
+    batch_size: PositiveInt = 128
     """Examples a step."""
     seed: int = 0
     """Of the models and their training."""

@@ -12,6 +12,8 @@ has as many. The table is written after each. The same command goes on from ther
 table of its data.
 """
 
+import jaxgen.interrupts  # first, see there
+
 import dataclasses
 import json
 import time
@@ -25,6 +27,7 @@ import tyro
 import jaxgen
 from jaxgen import data, plot, script
 from jaxgen.evaluation import probe
+from jaxgen.fields import PositiveInt
 from jaxgen.gan import gan
 from jaxgen.run import directory
 from jaxgen.script import result
@@ -43,11 +46,11 @@ class Options:
     """Where prepared data sets lie."""
     labels: tuple[int, ...] = (1000, 5000)
     """Labelled training images."""
-    draws: int = 3
+    draws: PositiveInt = 3
     """Sets of labelled images of each size, at most as many as the largest can be split into."""
     strengths: tuple[float, ...] = (3e-3, 3e-2)
     """Inverse strengths of regularisation, of which a fifth of the labels choose one."""
-    num_centroids: int = 400
+    num_centroids: PositiveInt = 400
     """Of k-means."""
     seed: int = 0
     """Of the choice of labels and of k-means."""

@@ -10,6 +10,8 @@ runs left to right, as in Bishop 2006, section 13.2. One more symbol ends every 
 only a last state of its own emits: so what is written passes through all the states, in its own time.
 """
 
+import jaxgen.interrupts  # noqa: F401 - first, see there
+
 import dataclasses
 import time
 from pathlib import Path
@@ -21,6 +23,7 @@ from scipy.interpolate import CubicSpline
 
 from jaxgen import plot, script
 from jaxgen.classical import emissions, hmm
+from jaxgen.fields import NonNegativeFloat, PositiveInt
 from jaxgen.script import result
 
 NUM_ANGLES = 16
@@ -34,15 +37,15 @@ class Options:
 
     strokes: Path
     """npz file with "points" (N, P, 2) and "labels" (N,)."""
-    num_states: int = 16
+    num_states: PositiveInt = 16
     """Hidden states that write, from left to right."""
-    num_moves: int = 24
+    num_moves: PositiveInt = 24
     """Moves of equal length that each trace is cut into."""
-    num_steps: int = 25
+    num_steps: PositiveInt = 25
     """EM steps."""
-    smoothing: float = 1e-3
+    smoothing: NonNegativeFloat = 1e-3
     """Added to the probability of each angle in each state after the fit."""
-    num_test: int = 3498
+    num_test: PositiveInt = 3498
     """Traces held out."""
     seed: int = 0
     """Of the split, the starts and what is written."""

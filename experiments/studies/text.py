@@ -6,6 +6,8 @@ python experiments/studies/text.py --text BOOK.txt --orders 1 2 3
 Without --text it reads Python's language reference, which every Python has as `pydoc_data.topics`.
 """
 
+import jaxgen.interrupts  # first, see there
+
 import dataclasses
 import math
 import re
@@ -22,6 +24,7 @@ import jaxgen
 from jaxgen import data, script
 from jaxgen.autoregressive import sequential, transformer
 from jaxgen.classical import markov
+from jaxgen.fields import NonNegativeInt, PositiveInt
 from jaxgen.likelihoods import Symbols
 from jaxgen.script import result
 from jaxgen.values import Adam, Cosine
@@ -42,9 +45,9 @@ class Options:
     """Text file in UTF-8; by default Python's language reference."""
     orders: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
     """Letters that the next one depends on."""
-    steps: int = 3000
+    steps: NonNegativeInt = 3000
     """Training steps of the transformer; 0 for none."""
-    length: int = 300
+    length: PositiveInt = 300
     """Letters each of them writes."""
     seed: int = 0
     """Of what is written, and of the transformer."""

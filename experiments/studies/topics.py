@@ -7,6 +7,8 @@ fifth of the documents are held out. Of each, half of the tokens are given and t
 they say of its topics: their perplexity can be compared between all the models.
 """
 
+import jaxgen.interrupts  # noqa: F401 - first, see there
+
 import dataclasses
 import functools
 import sys
@@ -24,6 +26,7 @@ import scipy.special
 
 from jaxgen import script
 from jaxgen.classical import documents, lda, lda_gibbs, plsa
+from jaxgen.fields import PositiveFloat, PositiveInt
 from jaxgen.run import directory
 from jaxgen.script import result
 
@@ -34,21 +37,21 @@ class Options:
 
     corpus: Path
     """npz file with the counts in CSR form, and the words."""
-    num_topics: int = 20
+    num_topics: PositiveInt = 20
     """Topics of every model."""
-    mixture_prior: float = 0.1
+    mixture_prior: PositiveFloat = 0.1
     """alpha, of the topics of a document."""
-    word_prior: float = 0.05
+    word_prior: PositiveFloat = 0.05
     """eta, of the words of a topic."""
-    passes: int = 100
+    passes: PositiveInt = 100
     """Passes of variational Bayes over the documents."""
-    online_passes: int = 20
+    online_passes: PositiveInt = 20
     """Passes of online variational Bayes."""
-    batch_size: int = 79
+    batch_size: PositiveInt = 79
     """Documents in a batch of online variational Bayes."""
-    sweeps: int = 200
+    sweeps: PositiveInt = 200
     """Sweeps of Gibbs sampling, of which the first half is not kept."""
-    num_words: int = 10
+    num_words: PositiveInt = 10
     """Words shown of every topic."""
     seed: int = 0
     """Of the split and of every start."""

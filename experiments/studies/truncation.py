@@ -8,6 +8,8 @@ come from the same random numbers. The floor is that of as many training images 
 spread over draws of them.
 """
 
+import jaxgen.interrupts  # first, see there
+
 import dataclasses
 import time
 from pathlib import Path
@@ -20,6 +22,7 @@ import tyro
 import jaxgen
 from jaxgen import data, plot, script
 from jaxgen.evaluation import features, frechet, prdc, samples
+from jaxgen.fields import PositiveInt
 from jaxgen.gan import gan
 from jaxgen.run import directory
 from jaxgen.script import result
@@ -37,7 +40,7 @@ class Options:
     """Where prepared data sets lie."""
     limits: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
     """Values of psi; samples without a limit are always measured."""
-    num_samples: int = 2000
+    num_samples: PositiveInt = 2000
     """Samples at each limit, and test images they are measured against."""
     extractor: str | None = None
     """Features of pictures, by name; by default the best for these data that needs nothing."""

@@ -31,7 +31,7 @@ from jaxgen.autoregressive import pixelcnn, sequential, transformer
 from jaxgen.fields import NonNegativeInt, PositiveInt
 from jaxgen.labels import Label
 from jaxgen.likelihoods import Symbols
-from jaxgen.types import Batch, Metrics, observed
+from jaxgen.types import DATA, Batch, Metrics, observed
 
 
 @jax.tree_util.register_static
@@ -113,7 +113,8 @@ def train_step(state: State, batch: Batch, cfg: Config) -> tuple[State, Metrics]
 
     `batch["label"]` (B,) is needed if the prior is conditional.
     """
-    tokens = {**batch, "image": encode(state, observed(batch), cfg)}
+    tokens = {name: entry for name, entry in batch.items() if name not in DATA}
+    tokens["tokens"] = encode(state, observed(batch), cfg)
     after, metrics = family_of(cfg.prior).train_step(prior_state(state), tokens, prior(cfg))
     return _joined(after, state.first), metrics
 

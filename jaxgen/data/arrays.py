@@ -19,7 +19,7 @@ from jaxgen.data.dataset import (
 from jaxgen.data.images import check_held_out, held_out
 
 _STEMS = {"train": "train", "test": "t10k"}
-_MAIN = ("image", "images", "x")
+_MAIN = ("image", "images", "x", "tokens", "audio")
 _LABELS = ("label", "labels", "y", "group")
 _NONE = np.empty(0)
 
@@ -73,10 +73,10 @@ def npz(path: Path, split: str) -> Dataset | StreamedDataset:
     """The data set in an npz archive, whose arrays are recognised by their keys.
 
     Pictures are called "image", "images" or "x" and are integers 0 .. 255 of shape (N, H, W) or (N, H, W, C).
-    An array (N, D) becomes "x". Labels are called "label", "labels", "y" or "group", and their names
-    "label_names" and so on; labels may be words themselves. A boolean array "test" (N,) marks the held-out
-    examples; without it a fixed fifth (of each class) is the test split. Archives of Keras with "x_train",
-    "y_train", "x_test" and "y_test" keep their splits.
+    An array (N, D) becomes "x", unless it is called "tokens" or "audio". Labels are called "label", "labels",
+    "y" or "group", and their names "label_names" and so on; labels may be words themselves. A boolean array
+    "test" (N,) marks the held-out examples; without it a fixed fifth (of each class) is the test split.
+    Archives of Keras with "x_train", "y_train", "x_test" and "y_test" keep their splits.
 
     Raises:
         DataError: the file is damaged, or has other keys or shapes; the message names those found.
@@ -95,7 +95,7 @@ def npz(path: Path, split: str) -> Dataset | StreamedDataset:
     main = next((key for key in _MAIN if key in found), None)
     if main is None:
         raise DataError(
-            f"{name} has no image, images, x or x_train; its arrays are {', '.join(found) or 'none'}"
+            f"{name} has no {', '.join(_MAIN)} or x_train; its arrays are {', '.join(found) or 'none'}"
         )
     check_split(name, split, ("train", "test"))
     whole = _described(name, split, found, main, next((key for key in _LABELS if key in found), ""))
@@ -117,20 +117,31 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise DataError(f"npz:{path}: there is no such file") from None
     except Exception as error:  # zipfile, zlib and NumPy raise a dozen types on damaged files
-        raise DataError(f"{path} cannot be read as an npz archive: {one_line(error)}") from error
+        remedy = as_archive(path)
+        if "Object arrays" in str(error):
+            remedy = "save words as np.asarray(words, str) and numbers as arrays of one type"
+        raise DataError(f"{path} cannot be read as an npz archive: {remedy or one_line(error)}") from error
+
+
+def as_archive(path: Path) -> str:
+    """What makes an npz archive of a file, if it is one of the common kinds of tables; "" for others."""
+    read = {
+        ".npy": f"np.load({path.name!r})",
+        ".csv": f'np.genfromtxt({path.name!r}, delimiter=",", skip_header=1)',
+        ".tsv": f'np.genfromtxt({path.name!r}, delimiter="\\t", skip_header=1)',
+    }.get(path.suffix.lower())
+    return f"write one by np.savez({path.stem + '.npz'!r}, x={read})" if read else ""
 
 
 def _described(name: str, split: str, found: Mapping[str, np.ndarray], main: str, label: str) -> Dataset:
     """A data set of `found[main]`, pictures or points depending on its rank, with labels and names."""
     values = found[main]
     if values.ndim == 2:
-        arrays = {"x": values}
+        arrays = {main if main in ("tokens", "audio") else "x": values}
     elif values.dtype.kind not in "ui" or (values.size and (values.min() < 0 or values.max() > 255)):
-        remedy = ""
-        if values.dtype.kind == "f" and values.size and values.min() >= 0 and values.max() <= 1:
-            remedy = ": save (255 * x).round().astype(np.uint8)"
         raise DataError(
-            f"{name}: pictures {main!r} must be integers 0 .. 255, not {values.dtype} {values.shape}{remedy}"
+            f"{name}: pictures {main!r} must be integers 0 .. 255, not {values.dtype}"
+            f" {values.shape}{_to_bytes(values)}"
         )
     elif values.ndim == 3:
         arrays = {"image": values[..., None].astype(np.uint8)}
@@ -148,3 +159,14 @@ def _described(name: str, split: str, found: Mapping[str, np.ndarray], main: str
     )
     label_names = tuple(map(str, np.ravel(found.get(label.removesuffix("s") + "_names", ()))))
     return Dataset(name, split, arrays, label_names=label_names)
+
+
+def _to_bytes(values: np.ndarray) -> str:
+    """The words to add for pictures that a formula turns into integers 0 .. 255."""
+    if not values.size or values.dtype.kind not in "bf":
+        return ""
+    lowest, highest = values.min(), values.max()
+    for low, high, formula in ((0, 1, "255 * x"), (-1, 1, "127.5 * (x + 1)"), (0, 255, "x")):
+        if lowest >= low and highest <= high:
+            return f": save np.round({formula}).astype(np.uint8)"
+    return ""

@@ -98,7 +98,8 @@ class Dataset:
             lowest, highest = arrays["label"].min(), arrays["label"].max()
             if lowest < 0 or highest >= num_classes:
                 raise DataError(
-                    f"data set {self.name!r}: labels {lowest}..{highest} do not fit {num_classes} classes"
+                    f"data set {self.name!r}: labels {lowest}..{highest} do not fit {num_classes} classes:"
+                    " number them from 0"
                 )
         if self.levels is None:
             image = arrays.get("image")
@@ -281,6 +282,12 @@ def _checked(dataset: str, key: str, array: np.ndarray) -> np.ndarray:
         if array.ndim != 1 or array.dtype.kind not in "ui":
             raise DataError(f"{where} must be (N,) integers, not {array.dtype} {array.shape}")
         array = array.astype(np.int32, copy=False)
+    elif key == "tokens":
+        if array.ndim < 2 or array.dtype.kind not in "ui" or (array.size and array.min() < 0):
+            lowest = f" from {array.min()}" if array.size else ""
+            raise DataError(
+                f"{where} must be (N, T) integers from 0, not {array.dtype} {array.shape}{lowest}"
+            )
     elif key == "x":
         array = array.astype(np.float32, copy=False)
     return array

@@ -50,8 +50,10 @@ def check_held_out(name: str, chosen: np.ndarray) -> None:
         )
 
 
-def decode(file, channels: int, image_size: int | None, name: str) -> np.ndarray:
+def decode(file, channels: int, image_size: int | tuple[int, int] | None, name: str) -> np.ndarray:
     """The picture in `file`, a path or a binary stream, as (H, W, channels) uint8.
+
+    With an image_size, one side of a square or (height, width), it is resized to that and the centre cropped.
 
     Raises:
         DataError: the file is damaged or not a picture; the message contains `name`.
@@ -121,12 +123,14 @@ def resized(dataset: Dataset, image_size: int) -> Dataset:
     return dataclasses.replace(dataset, arrays={**dataset.arrays, "image": np.stack(images)}, levels=256)
 
 
-def _fit(image, image_size: int | None) -> np.ndarray:
-    """A PIL image as (H, W, C) uint8, after the shorter side is resized and the centre is cropped."""
+def _fit(image, image_size: int | tuple[int, int] | None) -> np.ndarray:
+    """A PIL image as (H, W, C) uint8, resized to cover (height, width), of which the centre is cropped."""
     from PIL import Image, ImageOps
 
-    if image_size is not None and image.size != (image_size, image_size):
-        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.LANCZOS)
+    if image_size is not None:
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if image.size != (width, height):
+            image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 

@@ -170,6 +170,12 @@ def _unknown(name: str) -> DataError:
     shown |= {kind: f"{kind}:PATH" for kind in ("folder", "npz", "idx", "sounds")}
     near = [shown[match] for match in difflib.get_close_matches(name.partition(":")[0], shown)]
     near = [f"{kind}:{name}" for kind in _kinds(Path(name).expanduser())] or near
+    path = Path(name.partition(":")[2] or name).expanduser()
+    remedy = arrays.as_archive(path)
+    if remedy and path.is_file():
+        return DataError(
+            f"a data set is no {path.suffix} file, as {name!r} is: {remedy}, and give it as npz:PATH"
+        )
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return DataError(
         f"unknown data set {name!r}: {hint}Built in are {', '.join(names())}; others are folder:PATH, "

@@ -167,10 +167,7 @@ def block(cfg: Config, index: Array | int, key: Array | None = None) -> bijector
     def init(key, x=None, context=None):
         del x, context
         given = (jnp.zeros((1, cfg.num_context)),) if cfg.num_context else ()
-        made = variables.init(network, key, jnp.zeros((1, length, size)), *given)
-        if isinstance(made, variables.Variables):
-            raise ValueError(f"a flow has parameters alone, and its network has {', '.join(made.stats)} too")
-        return made
+        return variables.parameters(network, key, jnp.zeros((1, length, size)), *given, may_drop=True)
 
     def read(params, x, context, own_key=None, **options):
         """Parameters (B, n, size, ...) of the token after each, and the cache; in training with a key."""

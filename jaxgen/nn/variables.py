@@ -16,11 +16,18 @@ the running statistics of a BatchNorm, and in training it may draw random number
 Where a State has the parameters of a network, one with other collections has `Variables`, so that these are
 averaged, saved and sharded like parameters. They have no gradient: after the update of the optimizer a
 training step puts in what `train` has made of them, by `with_stats`.
+
+A loss is that of training. Within `evaluation()` its networks are applied as in evaluation:
+
+    with variables.evaluation():
+        value, _ = vae.loss(state.params, batch, key, cfg)
 """
 
+import contextlib
+import contextvars
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.errors
@@ -30,6 +37,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgen import fields, keys
+
+_EVALUATED = contextvars.ContextVar("evaluated", default=False)
 
 
 class Variables(NamedTuple):
@@ -58,23 +67,25 @@ def init(network: nn.Module, key: Array, *inputs: Any, **options: Any) -> Any:
     return variables
 
 
-def parameters(network: nn.Module, key: Array, *inputs: Any, **options: Any) -> Any:
+def parameters(network: nn.Module, key: Array, *inputs: Any, may_drop: bool = False, **options: Any) -> Any:
     """The parameters of a fresh network that has nothing else, for models that cannot hold more.
 
-    Raises ValueError for a network with other collections, and for one that draws random numbers in training.
+    Raises ValueError for a network with other collections, and for one that draws random numbers in training
+    unless it `may_drop`.
     """
     variables = init(network, key, *inputs, **options)
     more = ", ".join(variables.stats) if isinstance(variables, Variables) else ""
-    if not more and _is_own(network):
+    if not more and not may_drop and _is_own(network):
         try:
             collections = {"params": variables}
             jax.eval_shape(lambda: network.apply(collections, *inputs, **told(network, True), **options))
         except flax.errors.InvalidRngError:
             more = "random numbers, as for Dropout"
     if more:
+        left_out = "BatchNorm" if may_drop else "BatchNorm and Dropout"
         raise ValueError(
             f"{_name(network)} needs {more}, and a network of this model has parameters alone: leave out"
-            " BatchNorm and Dropout, or take LayerNorm"
+            f" {left_out}, or take LayerNorm"
         )
     return variables
 
@@ -98,6 +109,8 @@ def apply(network: nn.Module, variables: Any, *inputs: Any, **options: Any) -> A
 
 def train(network: nn.Module, variables: Any, key: Array, *inputs: Any, **options: Any) -> tuple[Any, Any]:
     """What a network makes of inputs in training, and its variables with the statistics that it leaves."""
+    if _EVALUATED.get():
+        return apply(network, variables, *inputs, **options), variables
     collections = _collections(variables)
     if not isinstance(variables, Variables):
         return call(network, collections, *inputs, train=True, key=key, **options), variables
@@ -105,6 +118,20 @@ def train(network: nn.Module, variables: Any, key: Array, *inputs: Any, **option
         network, collections, *inputs, train=True, key=key, mutable=list(variables.stats), **options
     )
     return output, variables._replace(stats={**variables.stats, **moved})
+
+
+@contextlib.contextmanager
+def evaluation() -> Iterator[None]:
+    """What is traced in here applies every network by its running statistics, without random numbers.
+
+    So the loss of a family is that of held-out examples. What is called must be traced in here: a function
+    that was compiled outside stays what it was.
+    """
+    token = _EVALUATED.set(True)
+    try:
+        yield
+    finally:
+        _EVALUATED.reset(token)
 
 
 def with_stats(params: Any, after: Any) -> Any:

@@ -8,6 +8,7 @@ that never stopped. `dispatch` says how steps are dispatched to the device.
 import contextlib
 import functools
 import time
+import typing
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from jax.sharding import Mesh
 
 from jaxgen import arguments, data, fields, keys, plot
 from jaxgen.data.dataset import one_line
+from jaxgen.fields import NonNegativeInt, PositiveInt
 from jaxgen.run import checkpoint, directory, dispatch, shard
 from jaxgen.run.validation import NAME, is_over, measured
 from jaxgen.run.validation import best as best_of
@@ -40,23 +42,23 @@ def fit(
     cfg: Any,
     dataset: data.Dataset | data.StreamedDataset,
     *,
-    steps: int,
-    batch_size: int,
+    steps: PositiveInt,
+    batch_size: PositiveInt,
     key: Array,
     run_dir: str | Path | None = None,
     start: Any = None,
     mesh: Mesh | None = None,
-    chunk: int | None = None,
-    log_every: int = 100,
-    sample_every: int = 1000,
-    save_every: int = 1000,
+    chunk: PositiveInt | None = None,
+    log_every: PositiveInt = 100,
+    sample_every: NonNegativeInt = 1000,
+    save_every: NonNegativeInt = 1000,
     validation: data.Dataset | data.StreamedDataset | None = None,
-    validate_every: int = 1000,
-    patience: int | None = None,
+    validate_every: PositiveInt = 1000,
+    patience: PositiveInt | None = None,
     on_log: OnLog | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Train `family` for `steps` steps in all and return its State.
+    """Train `family` for `steps` steps in all and return its State: with `patience`, the best one.
 
     With a `run_dir` the run writes config.json, metrics.jsonl, samples/<step>.png and checkpoints/<step>/
     there. Starting it again continues from the last intact checkpoint and gives the same bits as a run that
@@ -81,7 +83,9 @@ def fit(
             "train-validation". Their mean loss is logged as "validation_loss", and the State with the lowest
             one is kept in best/ of the run: `jaxgen.load(run_dir, step="best")`.
         validate_every: steps between validations; there is one at the end, too.
-        patience: stop after so many validations in turn that bring no lower loss; None for never.
+        patience: stop after so many validations in turn that bring no lower loss, and return the State with
+            the lowest one, whether or not training stopped early; `jaxgen.load(run_dir)` gives the last. None
+            trains for all steps and returns the last State.
         on_log: called with the step, the metrics of every log line, and the State, which is to be copied if
             it is to be kept: the next step takes its memory.
         facts: JSON to be recorded in config.json; a resumed run need not have the same.
@@ -89,17 +93,24 @@ def fit(
     Raises:
         ValueError: an argument is of another type, such as a Config of another family, or the data are of
             another shape than `cfg.shape` or have values that the likelihood cannot mean; the batch does not
-            split over the devices, a number of steps is not positive, `start` has other shapes, or there is
+            split over the devices, a number is out of its range, `start` has other shapes, or there is
             validation of a family that has nothing to be validated by.
         RunError: the run directory holds another run or one with more steps, is in use by another process, or
             cannot be written.
         FloatingPointError: a metric or the state became NaN or infinite; the message names the step, and the
             checkpoints stay as they were.
     """
+    _check_numbers(
+        steps=steps,
+        batch_size=batch_size,
+        chunk=chunk,
+        log_every=log_every,
+        sample_every=sample_every,
+        save_every=save_every,
+        validate_every=validate_every,
+        patience=patience,
+    )
     _check_arguments(family, cfg, dataset, key)
-    optional = [number for number in (chunk, patience) if number is not None]
-    if min(steps, log_every, validate_every, *optional) < 1:
-        raise ValueError("steps, log_every, validate_every, patience and chunk must be at least 1")
     if patience is not None and validation is None:
         raise ValueError("patience is that of validation: give held-out examples as `validation`")
     mesh = shard.mesh() if mesh is None else mesh
@@ -110,7 +121,7 @@ def fit(
     if start is not None:
         _check_start(like, start)
     init_key, data_key, sample_key = keys.named(key, "init", "data", "pictures")
-    validate, history = None, []
+    validate, history, kept = None, [], None
     if validation is not None:
         validation_key = keys.named(key, "validation")
         validate = measured(family, cfg, validation, batch_size, validation_key, mesh)
@@ -186,6 +197,8 @@ def fit(
                 if folder and best_of(history) == step:
                     _check_state(state, step, cfg)
                     checkpoint.save(best, step, state)
+                elif patience and best_of(history) == step:
+                    kept = jax.tree.map(jnp.copy, state)  # the next step takes the memory of the State
             over = step == steps or is_over(history, patience)
             metrics = {}
             if counted and (validated or over or _is_due(step, log_every, steps)):
@@ -215,7 +228,18 @@ def fit(
                 totals, counted, since = zeros, 0, time.perf_counter()
             if stop is not None and stopping:
                 stop.leave(f"stopped after step {step}, saved in {folder}; the same command continues")
-    return state
+    if folder and patience and checkpoint.steps(folder, "best"):
+        kept = checkpoint.restore(folder, checkpoint.abstract_state(family, cfg, shardings), folder="best")
+    return state if kept is None else kept
+
+
+def _check_numbers(**given):
+    """Raises ValueError for a number that is not of the type that `fit` says it takes."""
+    hints = typing.get_type_hints(fit, include_extras=True)
+    for name, number in given.items():
+        wrong = fields.misfit(number, hints[name])
+        if wrong:
+            raise ValueError(f"{name} {wrong}")
 
 
 def _check_arguments(family, cfg, dataset, key):

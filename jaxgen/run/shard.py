@@ -100,10 +100,13 @@ def mesh(data: int = -1, fsdp: int = 1) -> Mesh:
 
     `data` = -1 stands for the number of devices divided by `fsdp`. A smaller grid uses the first devices.
 
-    Raises ValueError if there are not as many devices as the sizes ask for, or virtual devices have too few
-    threads.
+    Raises ValueError for a size below 1, if there are not as many devices as the sizes ask for, or if virtual
+    devices have too few threads.
     """
     provide_threads()
+    for name, size in (("data", data), ("fsdp", fsdp)):
+        if size < 1 and (name, size) != ("data", -1):
+            raise ValueError(f"{name} must be at least 1, not {size}")
     devices = jax.devices()
     if data == -1:
         if len(devices) % fsdp:

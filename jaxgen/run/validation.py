@@ -1,7 +1,8 @@
 """The loss of held-out examples during training: which checkpoint is the best one, and when to stop.
 
-It is the loss that training minimises, so that the two can be compared; random numbers are the same every
-time. A family without a loss but with a likelihood is validated by its negative log-likelihood.
+It is the loss that training minimises, so that the two can be compared, but networks are applied as in
+evaluation: BatchNorm by its running statistics, and without Dropout. Random numbers are the same every time.
+A family without a loss but with a likelihood is validated by its negative log-likelihood.
 """
 
 import math
@@ -14,6 +15,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jaxgen import data
+from jaxgen.nn import variables
 from jaxgen.run import shard
 from jaxgen.types import Batch, Family, HasLogProb, HasLoss, observed
 
@@ -68,7 +70,12 @@ def is_over(history: History, patience: int | None) -> bool:
 def _loss(family: Family, cfg: Any) -> Callable[[Any, Batch, Array], Array]:
     """(state, batch, key) -> the loss."""
     if isinstance(family, HasLoss):
-        return lambda state, batch, key: family.loss(state.params, batch, key, cfg)[0]
+
+        def loss(state, batch, key):
+            with variables.evaluation():
+                return family.loss(state.params, batch, key, cfg)[0]
+
+        return loss
     if isinstance(family, HasLogProb):
         return lambda state, batch, key: -family.log_prob(state, observed(batch), cfg).mean()
     name = getattr(family, "__name__", family)

@@ -8,6 +8,7 @@ The fields of a Config are options, such as `--num-latents 8`. The fields of a p
 import ast
 import contextlib
 import dataclasses
+import difflib
 import inspect
 import itertools
 import os
@@ -16,13 +17,15 @@ import sys
 import textwrap
 import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import flax.linen as nn
+import jax
 
-from jaxgen import data, interrupts, types, values
+from jaxgen import data, fields, interrupts, types, values
+from jaxgen.data.dataset import one_line
 from jaxgen.run import directory
 
 FILLED_IN = (*types.FROM_THE_DATA, "dtype", "num_labels", "num_outputs")
@@ -32,11 +35,24 @@ _OWN = "own_options"  # the field of an `option_type` that holds those of no par
 
 
 def run_script(main: Callable[[Any], None], options: type) -> None:
-    """Run the `main` of a script that has no `System`, with the options from the command line."""
+    """Run the `main` of a script that has no `System`, with the options from the command line.
+
+    The fields of `options` are checked as those of a Config are, see `jaxgen.fields`.
+    """
     import tyro
 
     with one_line_errors():
-        main(tyro.cli(options))
+        given: Any = tyro.cli(options)
+        fields.check(given, named=False)
+        main(given)
+
+
+def check_word(kind: str, word: str, words: Collection[str]) -> None:
+    """Raises ValueError, naming the nearest one or all, for a word that is none of `words`."""
+    if word not in words:
+        near = difflib.get_close_matches(word, words, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(words)}"
+        raise ValueError(f"there is no {kind} {word!r}: {hint}")
 
 
 @contextlib.contextmanager
@@ -66,6 +82,13 @@ def one_line_errors():
             raise SystemExit(0) from None
         place = f": {error.filename}" if error.filename else ""
         print(f"error: {error.strerror or error}{place}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+        if os.environ.get("JAXGEN_TRACEBACK") or not memory:
+            raise
+        remedy = "take smaller batches, fewer samples or a smaller model"
+        print(f"error: out of memory: {remedy} ({one_line(error)})", file=sys.stderr)
         raise SystemExit(2) from None
 
 

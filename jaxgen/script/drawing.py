@@ -1,6 +1,5 @@
 """What `jaxgen sample`, `reconstruct` and `interpolate` do with a family: options, codes, and files."""
 
-import difflib
 import inspect
 import typing
 from collections.abc import Mapping, Sequence
@@ -99,16 +98,12 @@ def between(
 def read_pictures(files: Sequence[Path], shape: tuple[int, ...]) -> np.ndarray:
     """Pictures in files as data of a model of this shape, (N, *shape) in [-1, 1], resized and cropped to it.
 
-    Raises ValueError for a model of something else, and for sizes that cannot be had; DataError for a file
-    that is no picture.
+    Raises ValueError for a model of something else; DataError for a file that is no picture.
     """
     if len(shape) != 3 or shape[-1] not in (1, 3, 4):
         raise ValueError(f"pictures are (height, width, 1, 3 or 4), and this model is of data {tuple(shape)}")
     height, width, channels = shape
-    pixels = [images.decode(file, channels, height if height == width else None, str(file)) for file in files]
-    for file, each in zip(files, pixels, strict=True):
-        if each.shape != tuple(shape):
-            raise ValueError(f"{file} is {each.shape[1]}x{each.shape[0]}: crop it to {width}x{height}")
+    pixels = [images.decode(file, channels, (height, width), str(file)) for file in files]
     return np.stack(pixels).astype(np.float32) / 127.5 - 1
 
 
@@ -124,7 +119,7 @@ def check_out(out: Path, shape: tuple[int, ...]) -> None:
 
 def write(out: Path, x: Any, columns: int | None = None) -> None:
     """Data (N, *shape) as one picture (.png), as arrays (.npz), or a picture each into a folder."""
-    x = np.asarray(x)
+    x = np.asarray(jax.block_until_ready(x))  # NumPy would abort where there was no memory for it
     folder = out if _is_folder(out) else out.parent
     folder.mkdir(parents=True, exist_ok=True)
     if folder == out:
@@ -153,10 +148,7 @@ def _sampler(cfg: Any, name: str) -> Any:
     """A sampler by the word that stands for it on the command line, with the numbers of its defaults."""
     holder = cfg if hasattr(cfg, "sampler") else cfg.prior  # latent diffusion
     classes = command_line.part_classes(typing.get_type_hints(type(holder))["sampler"])
-    if name not in classes:
-        near = difflib.get_close_matches(name, classes, 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(classes)}"
-        raise ValueError(f"there is no sampler {name!r}: {hint}")
+    command_line.check_word("sampler", name, classes)
     return classes[name]()
 
 

@@ -16,7 +16,7 @@ from jaxgen import data, keys
 from jaxgen.data.dataset import one_line
 from jaxgen.evaluation import likelihood, samples
 from jaxgen.evaluation.metric import Metric
-from jaxgen.run import directory
+from jaxgen.run import checkpoint, directory
 from jaxgen.script import report
 from jaxgen.types import HasElbo, HasIwae, HasLogProb
 
@@ -45,7 +45,8 @@ def evaluate_run(
 ) -> dict[str, Metric]:
     """Evaluate a run on held-out data, write report.json and report.html, and print the numbers.
 
-    Each part is announced, and the time it took is printed. A quick evaluation looks at the first
+    Of a run with validation the first line says whether this is its best State. Each part is announced, and
+    the time it took is printed. A quick evaluation looks at the first
     `QUICK_TEST` test examples and at `QUICK_SAMPLES` samples at most. A part that fails is left out, and what
     went wrong is raised after the rest has been written.
 
@@ -67,6 +68,11 @@ def evaluate_run(
     samples.check(train, test, num_samples, extractor)
     metrics: dict[str, Metric] = {}
     failures: list[str] = []
+    best = checkpoint.steps(run_dir, "best")
+    if best and jax.process_index() == 0:
+        lowest = "which has the lowest validation loss"
+        this = lowest if best[0] == int(state.step) else f"not step {best[0]}, {lowest} (--step best)"
+        print(f"evaluation of step {int(state.step)}, {this}")
     with (
         _kept_going("evaluation of test examples", failures),
         _timed(f"evaluation of {len(few)} test examples"),

@@ -8,7 +8,6 @@ A script is a dict of `System` and a call of `main`:
 """
 
 import dataclasses
-import difflib
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +17,8 @@ from typing import Annotated, Any, Literal
 import jax
 
 import jaxgen
-from jaxgen import data, types, values
+from jaxgen import data, fields, types, values
+from jaxgen.fields import NonNegativeInt, PositiveInt
 from jaxgen.run import directory, shard
 from jaxgen.script import command_line, loggers, result
 from jaxgen.script.evaluation import Evaluate, check, evaluate_run
@@ -35,12 +35,12 @@ class Options:
     """Data set: a built-in or TensorFlow Datasets name, folder:PATH, npz:PATH or idx:PATH."""
     data_dir: Path | None = None
     """Folder of prepared data sets; by default TFDS_DATA_DIR, then ~/tensorflow_datasets."""
-    image_size: int | None = None
+    image_size: PositiveInt | None = None
     """Resize and crop images to this height and width."""
-    steps: int | None = 2000
+    steps: PositiveInt | None = 2000
     """Training steps, including those before a resumption; None for one pass over the training data, without
     the examples that do not fill a batch."""
-    batch_size: int = 128
+    batch_size: PositiveInt = 128
     """Examples per step, over all devices."""
     seed: int = 0
     """Seed of the initial weights, the order of the data and every step."""
@@ -51,24 +51,25 @@ class Options:
     other options may differ. For models of codes it may also be the run of a first stage."""
     results: Path | None = None
     """Also write the result, <system>-<data>/result.json with its pictures, into this folder."""
-    fsdp: int = 1
+    fsdp: PositiveInt = 1
     """Devices over which large arrays of the state are split; the batch is split over all devices."""
-    chunk: int | None = None
+    chunk: PositiveInt | None = None
     """Steps per dispatch; by default as many as take half a second."""
-    log_every: int = 100
+    log_every: PositiveInt = 100
     """Steps between log lines."""
-    sample_every: int = 1000
+    sample_every: NonNegativeInt = 1000
     """Steps between pictures of samples; 0 for none."""
-    save_every: int = 1000
+    save_every: NonNegativeInt = 1000
     """Steps between checkpoints; 0 for one at the end."""
-    validate_every: int = 0
+    validate_every: NonNegativeInt = 0
     """Steps between measurements of the loss on a fixed tenth of the training split, which is not trained on
     then; 0 for none. The best checkpoint is kept beside the last ones: `jaxgen sample RUN --step best`."""
-    patience: int | None = None
-    """Stop after so many validations in turn that bring no lower loss; None for never."""
+    patience: PositiveInt | None = None
+    """Stop after so many validations in turn that bring no lower loss, and evaluate the checkpoint with the
+    lowest one; None trains for all steps and evaluates the last."""
     evaluate: Literal["none", "quick", "full"] = "full"
     """How much is measured after training: all of it, or that of few examples and samples, or nothing."""
-    num_samples: int = 10_000
+    num_samples: NonNegativeInt = 10_000
     """Largest number of samples that are compared with the test split; 0 for none."""
     extractor: str | None = None
     """Feature extractor for distances of pictures; by default the best one that needs no download."""
@@ -134,10 +135,8 @@ def main(
         return command
 
     with command_line.one_line_errors():
-        if arguments and not arguments[0].startswith("-") and arguments[0] not in systems:
-            near = difflib.get_close_matches(arguments[0], systems, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(systems)}"
-            raise ValueError(f"there is no system {arguments[0]!r}: {hint}")
+        if arguments and not arguments[0].startswith("-"):
+            command_line.check_word("system", arguments[0], systems)
         program = Path(sys.argv[0]).name if module is None else "jaxgen train"
         if arguments and arguments[0] in systems:  # the others need no parsers, which take seconds
             name, system = arguments[0], systems[arguments[0]]
@@ -152,10 +151,7 @@ def main(
 
 def run_system(name: str, system: System, options: Options, cfg: Any, module: str | None = None) -> Any:
     """Train and evaluate one system as its script does, and return the State."""
-    if options.steps is not None and options.steps < 1:  # before a first stage is trained
-        raise ValueError(f"steps must be at least 1, not {options.steps}")
-    if options.validate_every < 0:
-        raise ValueError(f"validate_every must be at least 0, not {options.validate_every}")
+    fields.check(options, named=False)  # before a first stage is trained
     if options.patience is not None and not options.validate_every:
         raise ValueError("--patience is that of validation: give --validate-every too")
     shard.initialize()

@@ -150,12 +150,36 @@ def test_npz_points(tmp_path):
     np.testing.assert_array_equal(dataset.arrays["x"], points[:30].astype(np.float32))
 
 
+@pytest.mark.parametrize(("key", "kind"), [("tokens", np.int32), ("audio", np.float32)])
+def test_npz_sequences(tmp_path, key, kind):
+    np.savez(tmp_path / "a.npz", **{key: RNG.integers(0, 9, (50, 7)).astype(kind)})
+    dataset = data.load(f"npz:{tmp_path}/a.npz")
+    assert (dataset.shape, dataset[:2][key].dtype) == ((7,), kind)
+
+
+def test_words_that_numpy_has_pickled_get_a_remedy(tmp_path):
+    np.savez(tmp_path / "a.npz", x=IMAGES, y=np.array(["a", None] * 25, object))
+    with pytest.raises(data.DataError, match=r"a.npz cannot be read .*: save words as np.asarray\("):
+        data.load(f"npz:{tmp_path}/a.npz")
+
+
+@pytest.mark.parametrize("kind", ["npz:", "csv:", ""])
+def test_a_table_is_no_data_set_yet(tmp_path, kind):
+    (tmp_path / "a.csv").write_text("x,y\n1,2\n")
+    with pytest.raises(
+        data.DataError, match=r"np.savez\('a.npz', x=np.genfromtxt\('a.csv', delimiter="
+    ) as error:
+        data.load(f"{kind}{tmp_path}/a.csv")
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
         ({"points": IMAGES, "labels": LABELS}, "its arrays are points, labels"),
         ({}, "its arrays are none"),
-        ({"x": IMAGES / 255}, r"must be integers 0 .. 255, not float64.*: save \(255 \* x\).round"),
+        ({"x": IMAGES / 255}, r"must be integers 0 .. 255, not float64.*: save np.round\(255 \* x\)\.astype"),
+        ({"x": 1.0 * IMAGES}, r"not float64.*: save np.round\(x\)\.astype"),
         ({"x": IMAGES - 9.0}, r"must be integers 0 .. 255, not float64 \(50, 6, 5\)$"),
         ({"x": IMAGES.astype(int) * 2}, "must be integers 0 .. 255"),
         ({"x": IMAGES.reshape(50, 1, 6, 5)}, r"is \(50, 1, 6, 5\), and .* transpose it to \(50, 6, 5, 1\)"),
@@ -167,6 +191,11 @@ def test_npz_points(tmp_path):
         ({"x": IMAGES, "y": LABELS, "y_names": np.array("a")}, "labels 0..3 do not fit 1 classes"),
         ({"x_test": IMAGES}, "no split 'train': its splits are test"),
         ({"x": np.array([["a", "b"]])}, "array of numbers"),
+        ({"tokens": IMAGES[:, 0] - 300.0}, r"'tokens' must be \(N, T\) integers from 0, not float32"),
+        (
+            {"tokens": IMAGES[:, 0].astype(int) - 300},
+            r"integers from 0, not int64 .* from -",
+        ),
     ],
 )
 def test_bad_npz_archives_say_what_they_hold(tmp_path, arrays, message):

@@ -23,6 +23,8 @@ import jaxgen
 from jaxgen import data, plot, shard
 from jaxgen.autoencoder import vae
 from jaxgen.autoencoder.networks import DenseEncoder
+from jaxgen.autoregressive import transformer
+from jaxgen.belief import helmholtz
 from jaxgen.classical import gmm
 from jaxgen.classical.emissions import Symbols
 from jaxgen.energy import rbm
@@ -211,14 +213,45 @@ def test_bits_of_numbers_that_are_none_are_refused(family, cfg):
         jaxgen.fit(family, cfg, wide, steps=1, batch_size=8, key=KEY)
 
 
+@pytest.mark.parametrize(
+    ("family", "array", "remedy"),
+    [
+        (helmholtz, {"x": np.linspace(-3, 2, 64, dtype=np.float32).reshape(32, 2)}, "2: scale the data"),
+        (transformer, {"tokens": np.arange(64).reshape(32, 2)}, r"63: take .* such as Symbols\(\), or"),
+    ],
+    ids=["helmholtz", "transformer"],
+)
+def test_the_remedy_is_one_that_the_family_has(family, array, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        jaxgen.fit(
+            family,
+            family.Config(shape=(2,)),
+            data.Dataset("mine", "train", array),
+            steps=1,
+            batch_size=8,
+            key=KEY,
+        )
+
+
 def test_a_batch_that_does_not_split_is_refused(ring):
     with pytest.raises(ValueError, match="batch size 12 cannot be split over 8 devices; use 8 or 16"):
         fit(ring, 3, mesh=shard.mesh(), batch_size=12)
 
 
-@pytest.mark.parametrize("options", [{"log_every": 0}, {"chunk": 0}, {"steps": 0}])
-def test_numbers_of_steps_must_be_positive(ring, options):
-    with pytest.raises(ValueError, match="at least 1"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"steps": 2.5}, "steps must be an integer, not 2.5"),
+        ({"batch_size": -8}, "batch_size must be at least 1, not -8"),
+        ({"chunk": 0}, "chunk must be at least 1, not 0"),
+        ({"log_every": 0}, "log_every must be at least 1, not 0"),
+        ({"sample_every": -5}, "sample_every must be at least 0, not -5"),
+        ({"save_every": -1}, "save_every must be at least 0, not -1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(ring, options, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
         fit(ring, **{"steps": 3, **options})
 
 

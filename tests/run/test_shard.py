@@ -17,6 +17,8 @@ def test_meshes_have_the_sizes_asked_for():
     assert dict(shard.mesh().shape) == {"data": 8, "fsdp": 1}
     assert dict(shard.mesh(fsdp=4).shape) == {"data": 2, "fsdp": 4}
     assert dict(shard.mesh(data=1).shape) == {"data": 1, "fsdp": 1}
+    with pytest.raises(ValueError, match="fsdp must be at least 1, not 0"):
+        shard.mesh(fsdp=0)
     with pytest.raises(ValueError, match="fsdp = 3 does not divide the 8 devices"):
         shard.mesh(fsdp=3)
     with pytest.raises(ValueError, match="needs 16 devices, there are 8"):

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jaxgen
-from jaxgen import data, shard
+from jaxgen import data, script, shard
 from jaxgen.autoencoder import vae
 from jaxgen.classical import gmm
 from jaxgen.gan import gan
@@ -65,12 +65,34 @@ def test_validation_changes_no_bit_of_training():
 
 
 def test_patience_stops_and_a_stopped_run_stays_stopped(tmp_path):
-    state = fit(run_dir=tmp_path, patience=3)
-    assert int(state.step) == 12
+    fit(run_dir=tmp_path, patience=3)
     assert checkpoint.steps(tmp_path) == [12]
-    assert int(fit(run_dir=tmp_path, patience=3).step) == 12
-    assert int(fit(run_dir=tmp_path, patience=4).step) == 14
-    assert int(fit(patience=3).step) == 12
+    fit(run_dir=tmp_path, patience=3)
+    assert checkpoint.steps(tmp_path) == [12]
+    fit(run_dir=tmp_path, patience=4)
+    assert checkpoint.steps(tmp_path) == [12, 14]
+
+
+def test_patience_returns_the_best_state(tmp_path):
+    best = fit(6)
+    for options in ({}, {"run_dir": tmp_path}, {"run_dir": tmp_path}, {"steps": 8}):
+        state = fit(patience=3, **options)
+        assert int(state.step) == 6
+        np.testing.assert_array_equal(state.params, best.params)
+    assert int(jaxgen.load(tmp_path)[2].step) == 12
+    assert int(fit(8).step) == 8
+
+
+def test_an_evaluation_says_which_state_it_is_of(tmp_path, capsys):
+    best = fit(8, run_dir=tmp_path, patience=3)
+    for state, words in (
+        (best, "evaluation of step 6, which has the lowest validation loss"),
+        (jaxgen.load(tmp_path)[2], "evaluation of step 8, not step 6, which has the lowest validation loss"),
+    ):
+        script.evaluate_run(
+            line, line.Config(), state, TRAIN, HELD_OUT, tmp_path, num_samples=0, evaluate=lambda *_: {}
+        )
+        assert capsys.readouterr().out.startswith(words)
 
 
 def test_a_resumed_run_remembers_its_best(tmp_path):

@@ -114,6 +114,17 @@ def test_pictures_are_reconstructed(capsys, runs, tmp_path):
     assert out.exists()
 
 
+def test_pictures_are_cropped_to_the_shape_of_the_data(tmp_path):
+    """A model of wide pictures sees all of a wide one, and of a square one its whole width."""
+    columns = np.tile(np.arange(0, 216, 4, dtype=np.uint8), (54, 1))
+    for name, pixels in (("wide", columns[:36]), ("square", columns)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    x = drawing.read_pictures([tmp_path / "wide.png", tmp_path / "square.png"], (6, 9, 1))
+    assert x.shape == (2, 6, 9, 1)
+    wanted = np.tile(columns[0].reshape(9, -1).mean(1), (6, 1))[..., None] / 127.5 - 1
+    np.testing.assert_allclose(x, [wanted, wanted], atol=3 / 127.5)
+
+
 @pytest.mark.parametrize("name", ["vae", "gan"])
 def test_paths_begin_and_end_at_samples(capsys, runs, name, tmp_path):
     folder, family, cfg, state = runs[name]
@@ -167,7 +178,7 @@ MISTAKES = [
     ("vae", ("reconstruct",), ("name the pictures",)),
     ("vae", ("reconstruct", "/nowhere.png"), ("/nowhere.png cannot be read as a picture",)),
     ("ddpm", ("interpolate",), ("diffusion.ddpm has no codes",)),
-    ("vae", ("interpolate", "--points", 0), ("--points must be at least 1, not 0",)),
+    ("vae", ("interpolate", "--points", 1), ("--points must be at least 2, not 1",)),
     ("vae", ("sample", "--step", "best"), ("no best checkpoint",)),
 ]
 
