@@ -309,6 +309,14 @@ def test_mixtures_of_other_sizes_are_refused(channels, size, words):
         distributions.discretized_logistic_mixture_log_prob(jnp.zeros((1, channels)), jnp.zeros((1, size)))
 
 
+def test_scales_of_a_mixture_have_a_smallest():
+    of_scale = lambda log_scale: distributions.discretized_logistic_mixture_log_prob(
+        jnp.zeros((1, 1)), jnp.array([[0.0, 0.01, log_scale]])
+    )
+    assert of_scale(-9.0) == of_scale(-7.0)
+    assert of_scale(-6.9) > of_scale(-7.0)
+
+
 def test_bfloat16_inputs_are_summed_in_float32():
     logits = jnp.zeros((1, 4096), jnp.bfloat16)
     value = distributions.bernoulli_log_prob(jnp.zeros((1, 4096)), logits)
