@@ -15,7 +15,7 @@ from jax import Array
 
 def sum_per_example(x: Array) -> Array:
     """Sum over every axis but the first, (B, ...) -> (B,)."""
-    return _flat(x).sum(-1)
+    return flat(x).sum(-1)
 
 
 def bernoulli_log_prob(x: Array, logits: Array) -> Array:
@@ -24,11 +24,11 @@ def bernoulli_log_prob(x: Array, logits: Array) -> Array:
     What is no bit is taken for the nearest.
     """
     # Flat before the arithmetic, which XLA then fuses with the sum.
-    x, logits = _flat(x), _flat(logits.astype(jnp.float32))
+    x, logits = flat(x), flat(logits.astype(jnp.float32))
     return -_softplus(jnp.where(x > 0.5, -logits, logits)).sum(-1)
 
 
-def _flat(x: Array) -> Array:
+def flat(x: Array) -> Array:
     """(B, ...) -> (B, D), also of no examples."""
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
@@ -45,12 +45,13 @@ _softplus.defjvps(lambda tangent, _, x: jax.nn.sigmoid(x) * tangent)
 def bernoulli(key: Array, probability: Array) -> Array:
     """Independent bits, True with the given probability in [0, 1], (B, ...).
 
-    Sixteen random bits decide each, so a probability counts to within 2^-16, and 0 and 1 are certain.
+    Sixteen random bits decide each, so a probability counts as the nearest multiple of 2^-16, and 0 and 1 are
+    certain: what is rarer than 2^-17 never happens.
     """
     size = math.prod(probability.shape[1:])
     words = jax.random.bits(key, (probability.shape[0], -(-size // 2)), jnp.uint32)
     halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(len(words), 2 * words.shape[1])[:, :size]
-    return halves.reshape(probability.shape).astype(jnp.float32) < 2.0**16 * probability
+    return halves.reshape(probability.shape).astype(jnp.float32) + 0.5 < 2.0**16 * probability
 
 
 def normal_log_prob(x: Array, mean: Array | float = 0.0, log_variance: Array | float = 0.0) -> Array:
@@ -93,7 +94,7 @@ def kl_normal(
     mean, log_variance = jnp.float32(mean), jnp.float32(log_variance)
     difference, log_ratio = mean - other_mean, log_variance - other_log_variance
     scaled = difference**2 * jnp.exp(-jnp.float32(other_log_variance))
-    return 0.5 * sum_per_example(scaled + jnp.exp(log_ratio) - 1.0 - log_ratio)
+    return 0.5 * sum_per_example(scaled + (jnp.expm1(log_ratio) - log_ratio))
 
 
 def lognormal_log_prob(z: Array, mean: Array | float = 0.0, log_variance: Array | float = 0.0) -> Array:
@@ -105,7 +106,7 @@ def lognormal_log_prob(z: Array, mean: Array | float = 0.0, log_variance: Array 
     positive = z > 0
     log_z = jnp.log(jnp.where(positive, z, 1.0))
     log_prob = normal_log_prob(log_z, mean, log_variance) - sum_per_example(log_z)
-    return jnp.where(positive.reshape(len(z), -1).all(1), log_prob, -jnp.inf)
+    return jnp.where(flat(positive).all(1), log_prob, -jnp.inf)
 
 
 def kl_lognormal(
@@ -183,7 +184,8 @@ def importance_weighted_bound(
         z, log_proposal = propose(jax.random.fold_in(key, index))
         log_weight = log_joint(z) - log_proposal
         new_largest = jnp.maximum(largest, log_weight)
-        total = total * jnp.exp(largest - new_largest) + jnp.exp(log_weight - new_largest)
+        at = jnp.where(new_largest > -jnp.inf, new_largest, 0.0)  # no draw yet that is possible
+        total = total * jnp.exp(largest - at) + jnp.exp(log_weight - at)
         return (new_largest, total), None
 
     shape = jax.eval_shape(propose, key)[1]
@@ -228,7 +230,8 @@ def discretized_logistic_mixture_log_prob(x: Array, parameters: Array, levels: i
     Args:
         x: (B, ..., C) levels on [-1, 1], 2 / (levels - 1) apart, with one or three channels.
         parameters: (B, ..., 3 K) for one channel, (B, ..., 10 K) for three: K logits of the components, C K
-            means, C K log-scales (never below -7), and in colour 3 K coefficients, squashed by tanh.
+            means, C K log-scales (those below -7 count as -7, but -inf is a point), and in colour 3 K
+            coefficients, squashed by tanh.
     """
     logits, means, log_scales, coefficients = _mixture(parameters, x.shape[-1])
     x = jnp.clip(jnp.float32(x), -1.0, 1.0)[..., None]
@@ -256,12 +259,17 @@ def discretized_logistic_mixture_mean(parameters: Array, num_channels: int) -> A
     the means of those before, which is exact but for what the tails bend.
     """
     logits, means, log_scales, coefficients = _mixture(parameters, num_channels)
-    scales = jnp.exp(log_scales)
+    scales = jnp.exp(jnp.minimum(log_scales, 30.0))  # a wider one has the mean 0 too
 
     def clipped_mean(channel, shift=0.0):
         mean, scale = means[..., channel, :] + shift, scales[..., channel, :]
-        rise = jax.nn.softplus((mean + 1) / scale) - jax.nn.softplus((mean - 1) / scale)
-        return jnp.clip(scale * rise - 1, -1.0, 1.0)
+        upper, lower = (mean + 1) / scale, (mean - 1) / scale
+        # scale (softplus(upper) - softplus(lower)) - 1, in the form that does not cancel.
+        tails = jnp.log1p(jnp.exp(-abs(upper))) - jnp.log1p(jnp.exp(-abs(lower)))
+        wide = scale > 2
+        rise = jnp.log1p(jnp.expm1(2 / jnp.where(wide, scale, 2.0)) * jax.nn.sigmoid(lower))
+        narrow_mean = jnp.clip(mean, -1.0, 1.0) + scale * tails
+        return jnp.clip(jnp.where(wide, scale * rise - 1, narrow_mean), -1.0, 1.0)
 
     channels = [clipped_mean(0)]
     if coefficients is not None:
@@ -305,7 +313,9 @@ def _mixture(parameters: Array, num_channels: int) -> tuple[Array, Array, Array,
     split = jnp.float32(parameters).reshape(*parameters.shape[:-1], groups, num_components)
     means, log_scales = split[..., 1 : 1 + num_channels, :], split[..., 1 + num_channels :, :]
     coefficients = jnp.tanh(log_scales[..., num_channels:, :]) if num_channels == 3 else None
-    return split[..., 0, :], means, jnp.maximum(log_scales[..., :num_channels, :], -7.0), coefficients
+    log_scales = log_scales[..., :num_channels, :]
+    log_scales = jnp.where(log_scales > -jnp.inf, jnp.maximum(log_scales, -7.0), log_scales)
+    return split[..., 0, :], means, log_scales, coefficients
 
 
 def _colour_shifts(coefficients: Array, red: Array, green: Array) -> tuple[Array, Array]:

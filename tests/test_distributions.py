@@ -79,6 +79,15 @@ def test_kl_of_a_pair_agrees_with_monte_carlo_and_quadrature(closed, family, gri
     assert abs(ratio.mean() - value) < 4 * ratio.std() / np.sqrt(len(ratio))
 
 
+def test_kl_of_nearly_equal_normals_keeps_its_digits():
+    log_ratio = np.array([-1e-2, -1e-4, 1e-6, 1e-3])
+    expected = 0.5 * (np.expm1(log_ratio) - log_ratio)
+    zeros = jnp.zeros((4, 1))
+    found = distributions.kl_normal(zeros, jnp.float32(log_ratio)[:, None])
+    np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-12)
+    assert (distributions.geometric_js_normal(zeros, jnp.float32(log_ratio)[:, None]) >= 0).all()
+
+
 def test_lognormal_agrees_with_scipy():
     z = np.array([[0.1, 3.0], [1.0, 20.0]])
     expected = lognormal(*Q).logpdf(z).sum(1)
@@ -258,6 +267,23 @@ def test_draws_of_a_mixture_have_its_probabilities_and_its_mean():
     assert abs(mean - probability @ LEVELS) < 1 / 255
 
 
+def test_means_of_mixtures_are_exact_however_wide_or_far():
+    """The mean of a logistic with its tails moved to -1 and 1 is -1 + the integral of 1 - F over them."""
+    mean, log_scale = (
+        a.ravel() for a in np.meshgrid([-1e6, -50, -1, -0.3, 0.999, 1e6], [0.8, 5, 12, 20, 1e3])
+    )
+    nodes, weights = np.polynomial.legendre.leggauss(50)
+    scale = np.exp(np.minimum(log_scale, 700))[:, None]
+    expected = scipy.special.expit((mean[:, None] - nodes) / scale) @ weights - 1
+    given = lambda mean, log_scale: jnp.float32(np.stack([0 * mean, mean, log_scale], -1))
+    found = distributions.discretized_logistic_mixture_mean(given(mean, log_scale), 1)[:, 0]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    narrow = distributions.discretized_logistic_mixture_mean(given(mean, -1e3 + 0 * mean), 1)[:, 0]
+    np.testing.assert_allclose(narrow, np.clip(mean, -1, 1), atol=1e-3)
+    of_all = lambda p: distributions.discretized_logistic_mixture_mean(p, 1).sum()
+    assert np.isfinite(jax.grad(of_all)(given(mean, log_scale))).all()
+
+
 @pytest.mark.slow
 def test_colour_draws_follow_the_channels_before_them():
     parameters = mixture_parameters((1,), 2, 3, scale=0.5)
@@ -283,6 +309,14 @@ def test_mixtures_of_other_sizes_are_refused(channels, size, words):
         distributions.discretized_logistic_mixture_log_prob(jnp.zeros((1, channels)), jnp.zeros((1, size)))
 
 
+def test_scales_of_a_mixture_have_a_smallest():
+    of_scale = lambda log_scale: distributions.discretized_logistic_mixture_log_prob(
+        jnp.zeros((1, 1)), jnp.array([[0.0, 0.01, log_scale]])
+    )
+    assert of_scale(-9.0) == of_scale(-7.0)
+    assert of_scale(-6.9) > of_scale(-7.0)
+
+
 def test_bfloat16_inputs_are_summed_in_float32():
     logits = jnp.zeros((1, 4096), jnp.bfloat16)
     value = distributions.bernoulli_log_prob(jnp.zeros((1, 4096)), logits)
@@ -299,6 +333,24 @@ def test_bernoulli_draws_have_their_probability():
     assert share[-1] == 1
     assert jnp.all(jnp.abs(share - expected) <= 4 * jnp.sqrt(expected * (1 - expected) / len(bits)))
     assert abs(jnp.corrcoef(bits[:, 1:4].T)[0, 1]) < 0.02
+
+
+def test_what_is_rarer_than_the_bits_can_tell_never_happens():
+    """In four million draws a probability that is rounded up to 2^-16 would come sixty times."""
+    draw = lambda probability: distributions.bernoulli(jax.random.key(0), jnp.full((1000, 4000), probability))
+    assert draw(1e-20).sum() == 0
+    assert draw(2.0**-18).sum() == 0
+    assert draw(1 - 2.0**-18).all()
+
+
+def test_draws_that_are_impossible_count_as_nothing_in_a_bound():
+    log_weight = jnp.array([[-np.inf, -1.0, -np.inf, -2.0], [-3.0, -np.inf, 0.5, -np.inf], [-np.inf] * 4]).T
+    propose = lambda key: (jax.random.randint(key, (), 0, 4), jnp.zeros(3))
+    found = distributions.importance_weighted_bound(jax.random.key(0), propose, lambda i: log_weight[i], 6)
+    index = [propose(jax.random.fold_in(jax.random.key(0), k))[0] for k in range(6)]
+    expected = scipy.special.logsumexp(np.asarray(log_weight)[np.array(index)], 0) - np.log(6)
+    assert np.isneginf(log_weight[index[0]]).any()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_systematic_resampling_draws_by_weight():

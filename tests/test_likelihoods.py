@@ -100,6 +100,7 @@ def test_top_k_and_top_p_keep_the_likeliest():
     assert kept(top_k=3, top_p=0.5) == [0, 2]
     left = jax.nn.softmax(sharpened(jnp.log(p), top_k=2))
     np.testing.assert_allclose(left, [4 / 7, 0, 3 / 7, 0, 0], rtol=1e-5)
+    assert kept(top_p=1e-300) == kept(temperature=1e-300) == kept(temperature=1e-40) == [0]
     channels = SOFTMAX["symbols"].sharpened(jnp.log(np.tile(p, 2))[None], top_k=1)
     np.testing.assert_array_equal(np.isfinite(channels[0]), [True, *[False] * 4] * 2)
 
@@ -116,7 +117,8 @@ def test_a_sharpened_mixture_of_logistics_is_narrower_and_surer():
         share.append(float(left.mean()))
     np.testing.assert_allclose(share, [1 / (1 + np.exp(-0.4)), 1 / (1 + np.exp(-0.8)), 1.0], atol=0.03)
     assert spread[0] > 1.6 * spread[1]
-    assert spread[2] < 0.01
+    assert spread[2] == 0
+    np.testing.assert_array_equal(x, likelihood.targets(None, jnp.full(4000, -0.5)))
     colour = LogisticMixture(2, shape=(4, 4, 3), levels=256)
     both = jnp.arange(20.0)[None]
     sharp = colour.sharpened(both, 0.5)
@@ -129,6 +131,8 @@ def test_a_sharpened_mixture_of_logistics_is_narrower_and_surer():
     ("likelihood", "options"),
     [
         (Symbols(5), {"temperature": -1.0}),
+        (Symbols(5), {"temperature": float("nan")}),
+        (Symbols(5), {"temperature": float("inf")}),
         (Symbols(5), {"top_k": 0}),
         (Symbols(5), {"top_p": 0.0}),
         (LogisticMixture(2), {"top_k": 1}),

@@ -357,6 +357,19 @@ def test_no_samples_are_an_empty_array(case):
     assert jax.eval_shape(draw, jax.random.key(0)).shape == (0, *case.dataset.shape)
 
 
+@SOME
+def test_no_examples_are_no_results(name):
+    case = make_case(name)
+    family, cfg, x, key = case.family, case.cfg, observed(case.batch)[:0], jax.random.key(1)
+    for name in {"log_prob", "encode", "reconstruct", "score"} & set(dir(family)):
+        found = jax.eval_shape(
+            lambda state, x, name=name: getattr(family, name)(state, x, cfg), case.state, x
+        )
+        assert all(leaf.shape[0] == 0 for leaf in jax.tree.leaves(found))
+    if hasattr(family, "elbo"):
+        assert jax.eval_shape(lambda state, x: family.elbo(key, state, x, cfg), case.state, x).shape == (0,)
+
+
 def test_capabilities_return_what_they_promise(case):
     """Shapes of every capability, and a measure of every likelihood; the family's own test has numbers."""
     family, cfg, x, key = case.family, case.cfg, observed(case.batch), jax.random.key(1)
@@ -453,6 +466,8 @@ def test_double_precision(name):
     """The loop, its dispatches and the sampler under jax_enable_x64; the State keeps the types of `init`."""
     with jax.enable_x64(True):
         case = make_case.__wrapped__(name)
+        plain = jax.eval_shape(functools.partial(case.family.init, cfg=case.cfg), jax.random.key(0))
+        chex.assert_trees_all_equal_shapes_and_dtypes(plain, case.state)
         after = case.fit(3, chunk=2)
         chex.assert_trees_all_equal_shapes_and_dtypes(after, case.state)
         sample = case.family.sample(jax.random.key(4), after, 2, case.cfg)

@@ -181,5 +181,5 @@ def with_first_bias(params: Any, x: Array, first_bias: Callable[[Array], Array])
     for mean in (x.mean(0), x.mean(tuple(range(x.ndim - 1)))):
         value = first_bias(mean)
         if bias is not None and bias.size == value.size:
-            return {**params, "out": {**params["out"], "bias": value.reshape(bias.shape)}}
+            return {**params, "out": {**params["out"], "bias": value.reshape(bias.shape).astype(bias.dtype)}}
     return params

@@ -103,7 +103,7 @@ class MADE(nn.Module):
         _, degrees, hidden = self._pool(num_symbols, num_context > 0)
         chosen = lambda a: a[0] if self.num_masks == 1 else jnp.asarray(a)[member]
         if cache is None:
-            h = jnp.concatenate([*context, x.reshape(len(x), -1)], -1)
+            h = jnp.concatenate([*context, x.reshape(len(x), num_symbols * size)], -1)
             below = jnp.concatenate([jnp.zeros(num_context, int), chosen(degrees).repeat(size)])
             for layer, own in zip(layers, (*map(chosen, hidden),), strict=False):
                 h = activation(layer(h, below, own))

@@ -83,8 +83,10 @@ def posterior(
     """States of all layers after so many sweeps of Gibbs sampling, v (B, D) first.
 
     They start at those given, or at a draw of the prior. `weight` is the power of p(v | h_1) in what the
-    sweeps leave invariant; at 1 that is the posterior.
+    sweeps leave invariant; at 1 that is the posterior. Raises ValueError for a negative number of sweeps.
     """
+    if num_sweeps < 0:
+        raise ValueError(f"num_sweeps must not be negative, got {num_sweeps}")
     start_key, sweep_key = keys.named(key, "first states", "sweeps")
     hidden = (sigmoid_net.dream(start_key, net, len(v)) if start is None else start)[1:]
 
@@ -111,7 +113,7 @@ def _sweep(key: Array, net: Generative, v: Array, hidden: list[Array], weight: A
             state, own, to_below, uniform = column
             off = field - state[:, None] * to_below
             on = off + to_below
-            children = low @ to_below + jax.nn.softplus(off).sum(1) - jax.nn.softplus(on).sum(1)
+            children = low @ to_below + (jax.nn.softplus(off) - jax.nn.softplus(on)).sum(1)
             state = (uniform < jax.nn.sigmoid(own + power * children)).astype(state.dtype)
             return off + state[:, None] * to_below, state
 
@@ -193,7 +195,7 @@ def elbo(key: Array, state: State, x: Array, cfg: Config, num_temperatures: int 
 
 
 @checked
-def encode(state: State, x: Array, cfg: Config, *, num_sweeps: PositiveInt = 100) -> Array:
+def encode(state: State, x: Array, cfg: Config, *, num_sweeps: int = 100) -> Array:
     """States of the lowest hidden layer after `num_sweeps` from a draw of the prior, (B, n_1).
 
     The draws are always the same ones. Grey values are cut at 1/2.

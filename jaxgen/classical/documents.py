@@ -101,7 +101,7 @@ def lengths(docs: Counts) -> Array:
 
 def words_of(x: Any, shape: tuple[int, ...], num_levels: int) -> Array:
     """Counts (B, W) of x (B, *shape): pictures by their grey levels, else x itself."""
-    flat = x.reshape(len(x), -1)
+    flat = x.reshape(len(x), math.prod(shape))
     return jnp.round((flat + 1) * (num_levels / 2)) if len(shape) == 3 else flat
 
 

@@ -121,7 +121,7 @@ class Gaussians(values.Value):
 
     def log_likelihoods(self, emission: Mixtures, x: Array, cfg: Any) -> Array:
         """Of frames x (N, D): (N, K)."""
-        return _over_components(self._log_joint(emission, x.reshape(len(x), -1)))
+        return _over_components(self._log_joint(emission, x.reshape(len(x), emission.means.shape[-1])))
 
     def expectation(self, emission: Mixtures, x: Array, posterior: Array, cfg: Any) -> Moments:
         """Moments of x (B, T, D) with the posterior of the states (B, T, K), as shares of the frames."""

@@ -276,4 +276,4 @@ def _log_joint(x, params, cfg):
 
 
 def _flat(x):
-    return x.reshape(x.shape[0], -1)
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))

@@ -228,7 +228,7 @@ def _log_moves(params: Params) -> tuple[Array, Array]:
 def _tables(params, x, cfg):
     """The emission log-likelihoods of sequences x, (B, T, K)."""
     frames = x.reshape(-1, *x.shape[2:])
-    return log_likelihoods(params, frames, cfg).reshape(*x.shape[:2], -1)
+    return log_likelihoods(params, frames, cfg).reshape(*x.shape[:2], cfg.num_states)
 
 
 def _expectation(x, mask, params, cfg):

@@ -180,7 +180,7 @@ def _groups(cfg):
 
 def _parts(x, cfg):
     """The columns of each law as it counts them, {name: (law, part)}."""
-    flat = documents.floating(x).reshape(len(x), -1)
+    flat = documents.floating(x).reshape(len(x), cfg.num_dims)
     return {name: (law, law.part(flat[:, place], cfg.shape)) for name, (law, place) in _groups(cfg).items()}
 
 
@@ -237,6 +237,6 @@ def _check(cfg):
 def _check_columns(x, cfg):
     if not bool(jnp.isfinite(x).all()):
         raise ValueError("x has values that are not finite (NaN or infinity)")
-    flat = x.reshape(len(x), -1)
+    flat = x.reshape(len(x), cfg.num_dims)
     for law, place in _groups(cfg).values():
         law.check(flat[:, place], cfg.shape)

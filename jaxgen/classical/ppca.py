@@ -142,4 +142,4 @@ def _log_density(params: Params, x: Array) -> Array:
 
 
 def _flat(x: Array) -> Array:
-    return x.reshape(x.shape[0], -1)
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))

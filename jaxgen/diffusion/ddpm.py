@@ -244,7 +244,7 @@ def score(state: State, x: Array, cfg: Config) -> Array:
         x_t = processes.q_sample(gaussian, x, t, noise)
         (prediction, _), _ = _predict(state.ema, x_t, t, labels(None, x.shape[0], cfg), cfg)
         eps = processes.convert(gaussian, prediction, x_t, t, cfg.target, "eps")
-        return distributions.sum_per_example((eps - noise) ** 2) / x[0].size
+        return distributions.sum_per_example((eps - noise) ** 2) / math.prod(x.shape[1:])
 
     return -jax.lax.map(error, jnp.asarray(times, jnp.int32)).mean(0)
 

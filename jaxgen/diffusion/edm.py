@@ -15,6 +15,7 @@ augmentation of the training pictures.
 """
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -195,7 +196,8 @@ def score(state: State, x: Array, cfg: Config) -> Array:
         noise = jnp.broadcast_to(jax.random.normal(jax.random.key(0), x.shape[1:]), x.shape)
         levels = jnp.full(x.shape[0], level)
         wrong = model(x + level * noise, levels) - x
-        return distributions.sum_per_example(wrong**2) / x[0].size / preconditioners(levels, cfg)[1] ** 2
+        mse = distributions.sum_per_example(wrong**2) / math.prod(x.shape[1:])
+        return mse / preconditioners(levels, cfg)[1] ** 2
 
     return -jax.lax.map(error, data_std(cfg) * jnp.asarray(SCORE_LEVELS)).mean(0)
 

@@ -12,6 +12,7 @@ random probes e as e' J e (Hutchinson), the same throughout a solution.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxgen import distributions
 from jaxgen.diffusion import scan
 from jaxgen.fields import PositiveInt
 
@@ -142,8 +144,8 @@ def log_prob(
 def with_divergence(velocity: Velocity, x: Array, t: Array, probes: Array | None) -> tuple[Array, Array]:
     """The velocity (B, ...) and its divergence (B,), exact or by `probes`, as in `log_prob`."""
     slope, pull = jax.vjp(lambda x: velocity(x, t), x)
-    size = x[0].size
-    inner = lambda a, b: (a * b).reshape(x.shape[0], -1).sum(-1)
+    size = math.prod(x.shape[1:])
+    inner = lambda a, b: distributions.sum_per_example(a * b)
     if probes is None:
         row = lambda unit: jnp.broadcast_to(unit.reshape(x.shape[1:]), x.shape)
         rows = lambda unit: inner(pull(row(unit))[0], row(unit))

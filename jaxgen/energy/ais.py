@@ -167,7 +167,12 @@ def _log_partition_of_base(params: Params, machine: Machine, base: Base) -> Arra
 
 
 def _log_mean(log_weight: Array) -> tuple[Array, Array]:
-    """The logarithm of the mean weight, and the standard error of the mean over the mean."""
+    """The logarithm of the mean weight, and the standard error of the mean over the mean.
+
+    Raises ValueError for fewer than two weights, which have no error.
+    """
+    if len(log_weight) < 2:
+        raise ValueError(f"annealing takes 2 chains or more, for its standard error, not {len(log_weight)}")
     largest = log_weight.max()
     weight = jnp.exp(log_weight - largest)
     error = weight.std(ddof=1) / (weight.mean() * math.sqrt(len(weight)))

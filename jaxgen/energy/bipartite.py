@@ -252,9 +252,12 @@ class Machine:
     def gibbs(
         self, key: Array, params: Params, v: Array, num_steps: int, clamped: Array | None = None
     ) -> Array:
-        """States v (n, V) after so many draws of h given v and of v given h; `clamped` (n, num_labels)
-        stay.
+        """States v (n, V) after so many draws of h given v and of v given h; `clamped` (n, num_labels) stay.
+
+        Raises ValueError for a negative number of steps.
         """
+        if num_steps < 0:
+            raise ValueError(f"num_steps must not be negative, got {num_steps}")
 
         def step(index, v):
             hidden_key, visible_key = keys.named(jax.random.fold_in(key, index), "hidden", "visible units")

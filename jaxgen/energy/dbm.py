@@ -168,7 +168,8 @@ def mean_field(params: Params, v: Array, cfg: Config) -> tuple[Array, Array]:
         odd, even, _, count = carry
         new_odd = machine.visible_mean(joined, even)
         new_even = clamped(machine.hidden_mean(joined, new_odd))
-        change = jnp.maximum(jnp.abs(new_odd - odd).max(), jnp.abs(new_even - even).max())
+        moved = (jnp.abs(after - before) for before, after in ((odd, new_odd), (even, new_even)))
+        change = jnp.maximum(*(each.max(initial=0.0) for each in moved))  # 0 of no examples
         return new_odd, new_even, change, count + 1
 
     start = jnp.concatenate(layers[1::2], -1), jnp.concatenate(layers[::2], -1)

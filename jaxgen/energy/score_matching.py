@@ -95,9 +95,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     """
     del batch
     noise_levels(cfg)
-    if not 0 < cfg.epsilon < 4 * cfg.smallest_level**2:
-        largest = 4 * cfg.smallest_level**2
-        raise ValueError(f"epsilon must be in (0, {largest:g}), 4 smallest_level^2, got {cfg.epsilon:g}")
+    _check_epsilon(cfg.epsilon, cfg)
     params_key, step_key = keys.named(key, "params", "steps")
     params = networks.init(params_key, cfg)
     ema = jax.tree.map(jnp.copy, params)
@@ -161,13 +159,14 @@ def sample(
         epsilon, steps_per_level: in place of the config's.
         denoise: whether the last noise is taken off, which draws at level sigma_L still have.
 
-    Raises ValueError for a label of an unconditional model, for a label of no class, and for a negative
-    number of steps.
+    Raises ValueError for a label of an unconditional model, for a label of no class, for a negative number of
+    steps, and for steps so large that chains diverge.
     """
     start_key, chain_key, label_key = keys.named(key, "first states", "chains", "label")
     label = labels.drawn(label_key, label, n, labels.count(cfg))
     sigmas = noise_levels(cfg)
     epsilon = cfg.epsilon if epsilon is None else epsilon
+    _check_epsilon(epsilon, cfg)
     steps = cfg.steps_per_level if steps_per_level is None else steps_per_level
     at_level = lambda x, level: log_gradient(state, x, cfg, label, level=level)
     x = sigmas[0] * jax.random.normal(start_key, (n, *cfg.shape))
@@ -188,6 +187,12 @@ def log_gradient(state: State, x: Array, cfg: Config, label: Label = None, *, le
     level = jnp.asarray(cfg.smallest_level if level is None else level, x.dtype)
     label = labels.given(label, count, labels.count(cfg))
     return _score(state.ema, x, jnp.broadcast_to(level, (count,)), label, cfg)[0]
+
+
+def _check_epsilon(epsilon: float, cfg: Config) -> None:
+    largest = 4 * cfg.smallest_level**2
+    if not 0 < epsilon < largest:
+        raise ValueError(f"epsilon must be in (0, {largest:g}), 4 smallest_level^2, got {epsilon:g}")
 
 
 def _objective(params: Any, batch: Batch, key: Array, cfg: Config) -> tuple[Array, tuple[Metrics, Any]]:

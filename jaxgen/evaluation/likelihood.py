@@ -160,7 +160,13 @@ def annealed_importance_sampling(
 
     Args:
         log_likelihood: z (B, num_latents) -> log p(x | z), (B,), differentiable.
+
+    Raises ValueError for no chain or no temperature.
     """
+    if num_chains < 1 or num_temperatures < 1:
+        raise ValueError(
+            f"annealing takes 1 chain and 1 temperature or more, not {num_chains} and {num_temperatures}"
+        )
     curve = 1 / (1 + np.exp(-np.linspace(-4, 4, num_temperatures + 1)))
     beta = jnp.asarray((curve - curve[0]) / (curve[-1] - curve[0]), jnp.float32)
     many = jax.vmap(log_likelihood)

@@ -138,6 +138,7 @@ def diagonal(num_dims: int) -> Bijector:
         del key, context
         if x is None:
             return {"shift": jnp.zeros(num_dims), "log_scale": jnp.zeros(num_dims)}
+        x = _of_parameters(x)
         log_scale = jnp.log(jnp.maximum(x.std(0), jnp.exp(-MAX_LOG_SCALE)))
         return {"shift": x.mean(0), "log_scale": log_scale}
 
@@ -165,7 +166,10 @@ def triangular(num_dims: int) -> Bijector:
 
     def init(key, x=None, context=None):
         del key, context
-        mean, scale = (jnp.zeros(num_dims), jnp.ones(num_dims)) if x is None else (x.mean(0), x.std(0))
+        mean, scale = jnp.zeros(num_dims), jnp.ones(num_dims)
+        if x is not None:
+            x = _of_parameters(x)
+            mean, scale = x.mean(0), x.std(0)
         raw = jnp.diag(inverse_softplus(jnp.maximum(scale - MIN_SCALE, MIN_SCALE)))
         return {"mean": mean, "raw": raw}
 

@@ -4,9 +4,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxgen.values import Value
+
+TINY = float(np.finfo(np.float32).tiny)
+"""What is smaller is 0 in float32."""
 
 
 class Likelihood(Value):
@@ -83,17 +87,17 @@ def sharpened(
 ) -> Array:
     """Logits (..., K) of a distribution with likelier draws, see `Likelihood.sharpened`.
 
-    Of equally likely symbols at the border all are kept. Raises ValueError for a temperature below 0, top_k
-    below 1, and top_p outside of (0, 1].
+    Of equally likely symbols at the border all are kept. Raises ValueError for a temperature that is no
+    finite number from 0 on, top_k below 1, and top_p outside of (0, 1].
     """
-    if temperature < 0:
-        raise ValueError(f"a temperature is not negative, got {temperature}")
+    if not 0 <= temperature < np.inf:
+        raise ValueError(f"a temperature is a finite number from 0 on, not {temperature}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must be in (0, 1], got {top_p}")
     largest = logits.max(-1, keepdims=True)
-    if temperature == 0:
+    if temperature < TINY:
         return jnp.where(logits == largest, 0.0, -jnp.inf)
     logits = (logits - largest) / temperature
     if top_k is not None and top_k < logits.shape[-1]:
@@ -102,7 +106,7 @@ def sharpened(
     if top_p is not None:
         descending = -jnp.sort(-logits, -1)
         probability = jax.nn.softmax(descending)
-        needed = probability.cumsum(-1) - probability < top_p  # those before have less than top_p
+        needed = probability.cumsum(-1) - probability < max(top_p, TINY)  # those before have less than top_p
         lowest = jnp.where(needed, descending, jnp.inf).min(-1, keepdims=True)
         logits = jnp.where(logits >= lowest, logits, -jnp.inf)
     return logits

@@ -183,8 +183,9 @@ class LogisticMixture(Likelihood):
     def sharpened(
         self, output: Array, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
     ) -> Array:
-        """Logits of components over the temperature, and scales by it.
+        """Logits of components over the temperature, and scales by it, down to the smallest of a mixture.
 
+        At temperature 0 it is the mean of the likeliest component.
         Raises ValueError for top_k or top_p.
         """
         if top_k is not None or top_p is not None:
@@ -195,5 +196,6 @@ class LogisticMixture(Likelihood):
         logits, means, log_scales, rest = jnp.split(
             output, [size, (1 + num_channels) * size, (1 + 2 * num_channels) * size], -1
         )
-        log_scales = log_scales + math.log(max(temperature, 1e-6))
-        return jnp.concatenate([sharpened(logits, temperature), means, log_scales, rest], -1)
+        logits = sharpened(logits, temperature)
+        log_scales = log_scales + (math.log(temperature) if temperature else -math.inf)
+        return jnp.concatenate([logits, means, log_scales, rest], -1)

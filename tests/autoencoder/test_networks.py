@@ -43,3 +43,12 @@ def test_outputs_start_where_the_data_are(network, shape):
     del started["out"], params["out"]
     jax.tree.map(np.testing.assert_array_equal, started, params)
     assert networks.with_first_bias(params, x, lambda mean: mean) is params
+
+
+def test_data_in_double_precision_leave_a_bias_its_type():
+    with jax.enable_x64(True):
+        decoder = networks.DenseDecoder((5,), shape=(4, 4, 1))
+        params = decoder.init(jax.random.key(0), jnp.zeros((1, 3)))["params"]
+        after = networks.with_first_bias(params, jnp.ones((2, 4, 4, 1), np.float64), lambda mean: mean)
+        assert after["out"]["bias"].dtype == params["out"]["bias"].dtype == np.float32
+        np.testing.assert_array_equal(after["out"]["bias"], 1)

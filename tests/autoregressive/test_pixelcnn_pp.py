@@ -51,6 +51,27 @@ def test_outputs_see_all_pixels_before_and_no_other(cfg):
     np.testing.assert_array_equal(seen, check.earlier(len(seen)))
 
 
+def test_a_block_is_that_of_the_formula():
+    """x + a sigmoid(b), of elus of both signs; and on the way up a block is told of one on the way down."""
+    block = pixelcnn_pp.Block(right=True, dropout=0.0)
+    x, other = (jax.random.normal(jax.random.key(i), (1, 3, 4, 2)) for i in range(2))
+    params = block.init(jax.random.key(2), x, [other], None, False)["params"]
+    both = lambda h: jnp.where((h := jnp.concatenate([h, -h], -1)) > 0, h, jnp.expm1(h))
+
+    def conv(name, h):
+        padded, layout = jnp.pad(h, ((0, 0), (1, 0), (1, 0), (0, 0))), ("NHWC", "HWIO", "NHWC")
+        kernel, bias = params[name]["kernel"], params[name]["bias"]
+        return jax.lax.conv_general_dilated(padded, kernel, (1, 1), "VALID", dimension_numbers=layout) + bias
+
+    h = conv("conv_1", both(x)) + both(other) @ params["others"]["kernel"] + params["others"]["bias"]
+    a, b = jnp.split(conv("conv_2", both(h)), 2, -1)
+    found, _ = block.apply({"params": params}, x, [other], None, False)
+    np.testing.assert_allclose(found, x + a / (1 + jnp.exp(-b)), atol=1e-5)
+    stack = pixelcnn_pp.Stack(False, 2, 0, 0.0)
+    made = jax.eval_shape(lambda: stack.init(jax.random.key(0), x, None, None, False))["params"]
+    assert ["others" in made[f"block_{i}"] for i in range(4)] == [False, False, True, True]
+
+
 @pytest.mark.slow
 def test_the_field_without_strides_is_that_of_the_kernels():
     """Four convolutions and the first layer widen it by a column each, of the row above on either side.

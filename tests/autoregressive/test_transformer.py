@@ -41,6 +41,14 @@ def examples(cfg, count=3):
     return jnp.float32(rng.integers(0, levels, (count, *cfg.shape)) * (2 / (levels - 1)) - 1)
 
 
+def test_the_alphabet_is_that_of_the_data():
+    weather = data.load("weather")
+    of_data = lambda own: transformer.from_data(weather, dataclasses.replace(TEXT, likelihood=own)).likelihood
+    assert of_data(Symbols()) == Symbols(len(np.unique(weather[:]["tokens"])))
+    assert of_data(Symbols(9)) == Symbols(9)
+    assert of_data(Bernoulli()) == Bernoulli()
+
+
 @pytest.mark.parametrize(
     "name", ["bits", *(pytest.param(n, marks=pytest.mark.slow) for n in list(EVERY)[1:])]
 )

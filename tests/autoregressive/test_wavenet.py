@@ -53,6 +53,27 @@ def test_one_tap_sees_one_symbol():
     check.assert_cached_equals_full(wavenet, state, cfg, sound())
 
 
+def test_outputs_are_those_of_the_formula():
+    """Gated units, residual and skip connections, and a label, in NumPy."""
+    network = WaveNet(3, 4, num_blocks=1, num_layers=2, num_outputs=2)
+    x, label = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(1, 6, 2), (1, 2)]))
+    params = network.init(jax.random.key(2), x, label)["params"]
+    dense = lambda name, h: h @ params[name]["kernel"] + params[name]["bias"]
+
+    def conv(name, h, dilation):
+        (before, now), bias = params[name]["kernel"], params[name]["bias"]
+        return np.pad(h, ((dilation, 0), (0, 0)))[: len(h)] @ before + h @ now + bias
+
+    h, skip = conv("in", dense("embedding", np.pad(x[0, :-1], ((1, 0), (0, 0)))), 1), 0
+    for index, dilation in enumerate((1, 2)):
+        moved = conv(f"conv_{index}", h, dilation) + dense(f"context_{index}_0", label[0])
+        z = np.tanh(moved[:, :3]) / (1 + np.exp(-moved[:, 3:]))
+        skip = skip + dense(f"skip_{index}", z)
+        h = h + dense("residual_0", z)
+    expected = dense("out", np.maximum(dense("hidden", np.maximum(skip, 0)), 0))
+    np.testing.assert_allclose(network.apply({"params": params}, x, label)[0][0], expected, atol=1e-5)
+
+
 def test_codes_are_those_of_the_formula():
     """One code step is 2 / 255 of the companded sound; nothing is coded as 128, as in the reference."""
     law, x = MuLaw(), np.linspace(-1, 1, 2001)

@@ -14,7 +14,7 @@ from jaxgen import data, shard
 from jaxgen.autoencoder.networks import DenseDecoder, DenseEncoder
 from jaxgen.belief import predictability
 from jaxgen.types import observed
-from jaxgen.values import SGD, Adam
+from jaxgen.values import SGD, Adam, Linear
 from tests.belief import bars
 
 SMALL = predictability.Config(
@@ -72,15 +72,16 @@ def test_the_encoder_raises_what_predictors_lower():
 
 
 def test_a_step_moves_the_predictors_first():
-    """As often as it is told to, and the encoder meets them as they are then."""
-    cfg = dataclasses.replace(SMALL, steps_per_step=3, predictor_optimizer=SGD(0.1), optimizer=SGD(0.01))
+    """As often as it is told to, in a step of a schedule, and the encoder meets them as they are then."""
+    falling = SGD(0.1, schedule=Linear(decay_steps=1))
+    cfg = dataclasses.replace(SMALL, steps_per_step=3, predictor_optimizer=falling, optimizer=SGD(0.01))
     state = state_of(cfg)
     after, _ = predictability.train_step(state, {"image": X}, cfg)
     y = predictability.encode(state, X, cfg)
     predictors = state.predictors
-    for _ in range(3):
+    for rate in (0.1, 0.1 * 2 / 3, 0.1 / 3):
         grads = jax.grad(predictability.predictor_loss)(predictors, y)
-        predictors = jax.tree.map(lambda p, g: p - 0.1 * g, predictors, grads)
+        predictors = jax.tree.map(lambda p, g, rate=rate: p - rate * g, predictors, grads)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after.predictors, predictors)
     loss = lambda params: predictability.loss(params, {"image": X}, jax.random.key(0), cfg, predictors)[0]
     expected = jax.tree.map(lambda p, g: p - 0.01 * g, state.params, jax.grad(loss)(state.params))

@@ -104,6 +104,8 @@ def test_codes_are_states_of_the_lowest_hidden_layer():
 def test_no_sweep_is_refused():
     with pytest.raises(ValueError, match="num_sweeps must be at least 1"):
         sigmoid_belief_net.init(jax.random.key(0), dataclasses.replace(TINY, num_sweeps=0))
+    with pytest.raises(ValueError, match="num_sweeps must not be negative"):
+        sigmoid_belief_net.encode(STATE, X, TINY, num_sweeps=-1)
 
 
 def fit(cfg, train, steps):

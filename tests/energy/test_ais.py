@@ -136,3 +136,10 @@ def test_the_sum_of_many_small_gains_is_exact():
 def test_copies_are_refused():
     with pytest.raises(ValueError, match="copies"):
         ais.log_partition(jax.random.key(0), PARAMS, Machine(copies=(2, 1)))
+
+
+def test_one_chain_has_no_error():
+    with pytest.raises(ValueError, match="2 chains or more"):
+        jax.eval_shape(lambda: ais.log_partition(jax.random.key(0), PARAMS, num_chains=1))
+    with pytest.raises(ValueError, match="2 chains or more"):
+        jax.eval_shape(lambda: ais.reverse_log_partition(jax.random.key(0), PARAMS, jnp.zeros((1, 64))))

@@ -113,6 +113,10 @@ def test_persistent_chains_go_on_and_others_start_at_the_data():
     cd = ContrastiveDivergence(1)
     same = [cd.advance(key, rbm.machine(cfg), PARAMS, (), jnp.float32(v))[1] for v in (V, V[::-1])]
     assert (same[0] != same[1]).any()
+    twice = ContrastiveDivergence(2).advance(key, rbm.machine(cfg), PARAMS, (), jnp.float32(V))[1]
+    gibbs_key = jaxgen.keys.named(key, "chains")
+    np.testing.assert_array_equal(twice, rbm.machine(cfg).gibbs(gibbs_key, PARAMS, jnp.float32(V), 2))
+    assert (twice != same[0]).any()
 
 
 def test_exchanges_leave_every_temperature_its_distribution():
@@ -251,6 +255,8 @@ def test_what_cannot_be_is_refused():
             make()
     with pytest.raises(ValueError, match="num_temperatures must be at least 2"):
         Tempered(3, 1)
+    with pytest.raises(ValueError, match="num_steps must not be negative"):
+        rbm.sample(jax.random.key(0), state, 2, TINY, num_steps=-1)
 
 
 def test_a_run_of_contrastive_divergence_is_saved_and_loaded(tmp_path):

@@ -216,6 +216,8 @@ def test_what_cannot_be_is_refused():
                 lambda options=options: score_matching.init(KEY, dataclasses.replace(POINTS, **options))
             )
     state = jax.eval_shape(lambda: score_matching.init(KEY, POINTS))
+    with pytest.raises(ValueError, match=r"epsilon must be in \(0, 0\.16\)"):
+        jax.eval_shape(lambda s: score_matching.sample(KEY, s, 2, POINTS, epsilon=0.2), state)
     with pytest.raises(ValueError, match="num_steps must not be negative"):
         jax.eval_shape(lambda s: score_matching.sample(KEY, s, 2, POINTS, steps_per_level=-1), state)
 

@@ -90,6 +90,14 @@ def test_annealing_of_an_uninformative_likelihood_is_exact():
     np.testing.assert_allclose(found.effective_sample_size, 3.0, rtol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{"num_temperatures": 0}, {"num_chains": 0}])
+def test_annealing_takes_chains_and_temperatures(options):
+    with pytest.raises(ValueError, match="1 chain and 1 temperature or more"):
+        likelihood.annealed_importance_sampling(
+            jax.random.key(0), lambda z: jnp.zeros(len(z)), 2, 4, **options
+        )
+
+
 def test_bits_per_dim_of_a_uniform_density():
     for low, high, levels in ((0.0, 1.0, 256), (-1 - 1 / 255, 1 + 1 / 255, 256), (0.0, 1.0, 32)):
         nll = 10 * np.log(high - low)

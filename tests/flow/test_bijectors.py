@@ -24,6 +24,14 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("make", [diagonal, triangular])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_data_leave_parameters_their_types_in_double_precision(make, dtype):
+    with jax.enable_x64(True):
+        params = make(3).init(jax.random.key(0), jnp.asarray(wide(3), dtype))
+        assert all(leaf.dtype == np.float64 for leaf in jax.tree.leaves(params))
+
+
 @pytest.mark.parametrize("name", ["diagonal", "lu", pytest.param("stack", marks=pytest.mark.slow)])
 def test_inverts_and_knows_its_volume(name):
     assert_bijector(CASES[name], initial(CASES[name], 0.3), wide(3))

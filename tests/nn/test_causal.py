@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxgen.nn.attention import attend
-from jaxgen.nn.causal import Transformer
+from jaxgen.nn.causal import Transformer, rotated
 from tests.flow.check import in_float64, shaken
 
 NETWORK = Transformer(8, 2, 2, num_outputs=3)
@@ -30,6 +30,15 @@ def test_a_mask_hides_keys():
     for place in range(3):
         alone = attend(q[:, place : place + 1], k[:, : place + 1], v[:, : place + 1])
         np.testing.assert_allclose(found[:, place : place + 1], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_places_turn_numbers_as_points_of_the_plane():
+    x, places = jax.random.normal(jax.random.key(0), (2, 4, 1, 6)), jnp.array([0, 1, 5, 300])
+    turn = np.exp(1j * np.asarray(places)[:, None, None] * 10_000.0 ** (-np.arange(3) / 3))
+    expected = (np.asarray(x[..., :3]) + 1j * np.asarray(x[..., 3:])) * turn
+    np.testing.assert_allclose(
+        rotated(x, places), np.concatenate([expected.real, expected.imag], -1), atol=1e-4
+    )
 
 
 @pytest.mark.slow
