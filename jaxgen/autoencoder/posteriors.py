@@ -202,7 +202,7 @@ class Categorical(Posterior):
     def temperature_at(self, step: Array | int) -> Array:
         """Temperature of the Gumbel-Softmax at a step, ()."""
         falling = self.temperature * jnp.exp(-self.temperature_decay * jnp.float32(step))
-        return jnp.maximum(falling, self.min_temperature)
+        return jnp.maximum(falling, min(self.temperature, self.min_temperature))
 
     def log_prob(self, q: Any, z: Array) -> Array:
         """log q(z) of one-hot z, (B,)."""

@@ -110,6 +110,8 @@ def test_the_temperature_falls_with_the_step_of_the_state():
     cfg = dataclasses.replace(CATEGORICAL, posterior=falling)
     found = [float(falling.temperature_at(step)) for step in (0, 50, 10_000)]
     np.testing.assert_allclose(found, [2.0, 2.0 * np.exp(-0.5), 0.5], rtol=1e-5)
+    low = Categorical(4, temperature=0.3, temperature_decay=1e-2, min_temperature=0.5)
+    np.testing.assert_allclose(low.temperature_at(50), 0.3, rtol=1e-5)  # it does not rise
     state, batch = init(cfg), {"x": jnp.linspace(-1, 1, 24).reshape(4, 6)}
     later = state._replace(step=jnp.int32(50))
     key = jax.random.fold_in(state.key, 50)
