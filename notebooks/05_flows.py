@@ -48,8 +48,9 @@ def train_on(dataset, family, steps, **hyperparameters):
 
 def show(panels, titles, color=None, limit=None):
     axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 3.4), squeeze=False)[1][0]
+    colored = {} if color is None else {"c": color, "cmap": "hsv", "vmin": -np.pi, "vmax": np.pi}
     for axis, x, title in zip(axes, panels, titles, strict=True):
-        axis.scatter(*np.asarray(x).T, s=2, **({} if color is None else {"c": color, "cmap": "hsv"}))
+        axis.scatter(*np.asarray(x).T, s=2, **colored)
         axis.set(title=title, aspect="equal")
         if limit:
             axis.set(xlim=(-limit, limit), ylim=(-limit, limit))
@@ -65,7 +66,7 @@ def show(panels, titles, color=None, limit=None):
 factor, mean = np.array([[1.5, 0.0], [1.0, 0.4]]), np.array([1.0, -0.5])
 points = np.random.default_rng(0).normal(size=(5000, 2)) @ factor.T + mean
 gaussian = data.Dataset("gaussian", "train", {"x": points})
-cfg, state = train_on(gaussian, affine, 500)
+cfg, state = train_on(gaussian, affine, 3000)
 print("L by maximum likelihood\n", bijectors.cholesky_factor(state.params))
 print("Cholesky factor of the covariance\n", np.linalg.cholesky(np.cov(points.T)))
 
@@ -103,7 +104,7 @@ show(stages[5:], [*(f"layer {i}" for i in range(5, 9)), "sample"], angle)
 # %%
 x, label = test[:3000]["x"], test[:3000]["label"]
 codes = realnvp.encode(state, x, cfg)
-show([x, codes], ["test points", "their codes"], np.where(label == 0, 0.1, 0.6))
+show([x, codes], ["test points", "their codes"], np.where(label == 0, -1.0, 1.0))
 print("mean", codes.mean(0), "covariance", np.cov(codes.T).round(2).tolist())
 
 # %% [markdown]
@@ -155,6 +156,7 @@ left.legend()
 left.set(title="y(x)")
 right.plot(u, jnp.exp(log_slope))
 right.set(title="dy/dx", yscale="log")
+plt.tight_layout()
 
 # %% [markdown]
 # So a spline flow has the edges of a checkerboard after a minute, which affine couplings smear. Its entropy is log 32 = 3.466
