@@ -74,7 +74,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     init_key, step_key = jax.random.split(key)
     weight = 0.1 * jax.random.normal(init_key, (cfg.num_dims, cfg.num_latents))
     mean = jnp.zeros(cfg.num_dims) if batch is None else _flat(observed(batch)).mean(0)
-    params = Params(weight, mean, jnp.zeros(()))
+    params = Params(weight, mean.astype(weight.dtype), jnp.zeros(()))
     return State(
         jnp.zeros((), jnp.int32), step_key, params, values.gradient_transformation(cfg.optimizer).init(params)
     )
