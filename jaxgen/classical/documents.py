@@ -100,7 +100,7 @@ def lengths(docs: Counts) -> Array:
 
 
 def words_of(x: Any, shape: tuple[int, ...], num_levels: int) -> Array:
-    """Counts (B, W) of x (B, *shape), or of some columns of it: pictures by their grey levels, else x itself."""
+    """Counts (B, W) of x (B, *shape), or of some columns: pictures by their grey levels, else x itself."""
     flat = x.reshape(len(x), math.prod(x.shape[1:]))
     return jnp.round((flat + 1) * (num_levels / 2)) if len(shape) == 3 else flat
 
