@@ -116,9 +116,9 @@ SYSTEMS = {
     ),
     "helmholtz": System(
         family=helmholtz,
-        config=helmholtz.Config(widths=(200, 200), optimizer=adam(250_000, 1e-3)),
+        config=helmholtz.Config(widths=(200, 200), optimizer=adam(40_000, 1e-3)),
         paper="Hinton, Dayan, Frey & Neal 1995",
-        options=mnist(250_000),
+        options=mnist(40_000),
         evaluate=NET,
     ),
     "rws": System(
@@ -130,9 +130,9 @@ SYSTEMS = {
     ),
     "nvil": System(
         family=nvil,
-        config=nvil.Config(widths=(200, 200), optimizer=adam(250_000, 1e-3)),
+        config=nvil.Config(widths=(200, 200), optimizer=adam(60_000, 1e-3)),
         paper="Mnih & Gregor 2014",
-        options=mnist(250_000),
+        options=mnist(60_000),
         evaluate=SCORED,
     ),
     "vimco": System(
