@@ -88,7 +88,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
         means = jax.random.normal(seed_key, (k, d))
         params = Params(jnp.full(k, 1 / k), means, gaussians.identity(k, d, cfg.covariance))
     else:
-        params = _seed(seed_key, _flat(jnp.asarray(observed(batch))), cfg)
+        params = _seed(seed_key, _flat(jnp.asarray(observed(batch), float)), cfg)
     moments = gaussians.no_moments(k, d, cfg.covariance, params.means.dtype)
     return State(jnp.zeros((), jnp.int32), step_key, params, moments)
 
