@@ -64,12 +64,12 @@ def test_outputs_are_those_of_the_formula():
         (before, now), bias = params[name]["kernel"], params[name]["bias"]
         return np.pad(h, ((dilation, 0), (0, 0)))[: len(h)] @ before + h @ now + bias
 
-    h, skip = conv("in", dense("embedding", np.pad(x[0, :-1], ((1, 0), (0, 0)))), 1), 0
+    h, units = conv("in", dense("embedding", np.pad(x[0, :-1], ((1, 0), (0, 0)))), 1), []
     for index, dilation in enumerate((1, 2)):
         moved = conv(f"conv_{index}", h, dilation) + dense(f"context_{index}_0", label[0])
-        z = np.tanh(moved[:, :3]) / (1 + np.exp(-moved[:, 3:]))
-        skip = skip + dense(f"skip_{index}", z)
-        h = h + dense("residual_0", z)
+        units.append(np.tanh(moved[:, :3]) / (1 + np.exp(-moved[:, 3:])))
+        h = h + dense("residual_0", units[-1])
+    skip = dense("skip", np.concatenate(units, 1))
     expected = dense("out", np.maximum(dense("hidden", np.maximum(skip, 0)), 0))
     np.testing.assert_allclose(network.apply({"params": params}, x, label)[0][0], expected, atol=1e-5)
 
