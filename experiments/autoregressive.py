@@ -159,8 +159,8 @@ SALIMANS = "Salimans, Karpathy, Chen & Kingma 2017"
 WAVENET = "van den Oord, Dieleman, Zen, Simonyan, Vinyals, Graves, Kalchbrenner, Senior & Kavukcuoglu 2016"
 TRANSFORMER = "Radford, Narasimhan, Salimans & Sutskever 2018"
 
-# Sizes are guesses at what 45 minutes of one core can train. Nothing was tuned but the first kernels of
-# PixelCNN on MNIST, by the training loss of the first thousand steps.
+# Sizes are guesses at what 45 minutes of one core can train. Nothing was tuned but the kernels and the
+# batches of PixelCNN on MNIST, by speed and by the training loss of the first thousand steps.
 SYSTEMS = {
     "made": binarised(GERMAIN, made, 40_000, 100, network=MADE((1000, 1000))),
     "pixelcnn": binarised(PIXELCNN, pixelcnn, 16_000, 16, network=PixelCNN(24, 5, 5, 15)),
