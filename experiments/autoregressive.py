@@ -12,6 +12,10 @@ python experiments/autoregressive.py wavenet
 python experiments/autoregressive.py wavenet --data sounds:FOLDER
 python experiments/autoregressive.py codes
 python experiments/autoregressive.py codes --start runs/my_vq_vae
+
+Names that end in _large are of sizes for a GPU:
+
+python experiments/autoregressive.py gated_pixelcnn_large
 """
 
 import jaxgen.interrupts  # noqa: F401 - first, see there
@@ -129,7 +133,7 @@ def save_sound(folder, x, continued):
     caption = "Test sounds, and what the model makes of their first halves."
     plot.save_panels(folder / "waves.png", panels, columns=1, size=(12, 2.2), caption=caption)
     caption = "The same sounds by frequency in kHz over time in seconds, in decibels."
-    plot.save_maps(folder / "spectrograms.png", maps, places, frequency / 1000, caption)
+    plot.save_maps(folder / "spectrograms.png", maps, places, frequency / 1000, caption, aspect="auto")
 
 
 def system(paper, family, options, learning_rate=1e-3, published=None, **hyperparameters):
@@ -200,6 +204,9 @@ SYSTEMS = {
         before=functools.partial(first_stage, steps=3000),
         evaluate=evaluate_codes,
     ),
+    # Sizes for a few minutes of a large GPU. Lengths are what these minutes allowed; nothing was tuned.
+    "made_large": binarised(GERMAIN, made, 35_000, 100, 3e-4, network=MADE((8000, 8000))),
+    "gated_pixelcnn_large": binarised(GATED, pixelcnn, 1200, 64, network=GatedPixelCNN(64, 12, 5, 15)),
 }
 
 if __name__ == "__main__":

@@ -130,9 +130,9 @@ SYSTEMS = {
     ),
     "nvil": System(
         family=nvil,
-        config=nvil.Config(widths=(200, 200), optimizer=adam(60_000, 1e-3)),
+        config=nvil.Config(widths=(200, 200), optimizer=adam(250_000, 1e-3)),
         paper="Mnih & Gregor 2014",
-        options=mnist(60_000),
+        options=mnist(250_000),
         evaluate=SCORED,
     ),
     "vimco": System(

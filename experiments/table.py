@@ -73,6 +73,7 @@ NOTES = {
     "rbm-mnist": "length of training changed after a test result",
     "dbn-mnist": "lengths and start of the top machine changed after test results",
     "dbm-mnist": "length and learning rate of the joint training changed after a test result",
+    "nvil-mnist": "length of training changed after a test result",
     **dict.fromkeys(
         ("nice-moons", "nice-ring", "nice-rings", "nice-checkerboard"),
         "initial weights changed after a test result on the ring",

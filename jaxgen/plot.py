@@ -7,7 +7,7 @@ caption, a whole sentence, is kept inside the file, and `caption_of` reads it.
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -216,11 +216,17 @@ def _dot(number: int) -> float:
 
 
 def save_maps(
-    path: str | Path, maps: Mapping[str, ArrayLike], x: ArrayLike, y: ArrayLike, caption: str = ""
+    path: str | Path,
+    maps: Mapping[str, ArrayLike],
+    x: ArrayLike,
+    y: ArrayLike,
+    caption: str = "",
+    aspect: Literal["equal", "auto"] = "equal",
 ) -> None:
     """Named functions of the plane, as their values (len(y), len(x)) at the places x and y, one panel each.
 
-    Dark is the lowest of all values and bright the highest, so that panels can be compared.
+    Dark is the lowest of all values and bright the highest, so that panels can be compared. With the aspect
+    "auto" x and y are of different units, and a panel is filled by them.
     """
     shown = {name: np.asarray(values) for name, values in maps.items()}
     x, y = np.asarray(x), np.asarray(y)
@@ -236,6 +242,7 @@ def save_maps(
             vmax=highest,
             cmap="magma",
             interpolation="nearest",
+            aspect=aspect,
         )
         panel.set(title=name)
     _save(figure, path, caption)

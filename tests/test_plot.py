@@ -110,6 +110,16 @@ def test_maps_have_one_scale_and_y_upwards(tmp_path):
     assert len(panel) < pixels.size / 4
 
 
+def test_maps_of_two_units_fill_their_panels(tmp_path):
+    """The sound is a quarter of a second, and 4 kHz high."""
+    wide = {}
+    for aspect in ("equal", "auto"):
+        path = tmp_path / f"{aspect}.png"
+        plot.save_maps(path, {"sound": np.zeros((4, 9))}, [0, 0.25], [0, 4], aspect=aspect)
+        wide[aspect] = np.ptp(np.argwhere(read(path)[..., :3].sum(-1) < 10)[:, 1])
+    assert wide["auto"] > 5 * wide["equal"]
+
+
 @pytest.mark.parametrize("shape", [(9, 8, 8, 1), (9, 8, 8, 2), (9, 8, 8, 3), (9, 8, 8, 4), (9, 2), (9, 5)])
 def test_any_batch_becomes_a_picture(tmp_path, shape):
     plot.save_samples(tmp_path / "samples.png", np.random.default_rng(0).uniform(-1, 1, shape))

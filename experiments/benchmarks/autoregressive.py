@@ -6,7 +6,8 @@ whole network for every symbol, the only way without a cache: it is timed on its
 since every symbol takes the same. "torch" is the naive way in PyTorch, of networks with the same layers.
 "step" is a step of training (Adam) of 32 pictures, or of 4 sounds, in both. Contenders are processes of their
 own, which run in turn, round after round; all is float32, the median over rounds, in seconds. Results go to
-autoregressive.json beside this file. All cores that the process may use are used: `taskset -c 0` for one.
+autoregressive.json beside this file. All cores that the process may use are used, `taskset -c 0` for one, or
+the GPU if there is one, with products in TensorFloat-32 in both.
 
 PyTorch: `pip install torch`.
 """
@@ -15,7 +16,6 @@ import argparse
 import importlib.metadata
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from train_step import machine
 
 SIDE, NUM_PICTURES, WIDTH, DEPTH, FIRST, HEAD = 28, 16, 32, 6, 7, 64
 RATE, SKIP, NUM_BLOCKS, NUM_LAYERS, CODES = 8000, 64, 2, 7, 256
@@ -149,6 +150,10 @@ def in_torch(kind):
                     x = x + self.residuals[index](z)
             return self.last(torch.relu(self.hidden(torch.relu(skip))))
 
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_default_device(device)
+    torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
+    finish = torch.cuda.synchronize if device == "cuda" else lambda: None
     torch.manual_seed(0)
     network = Gated() if kind == "pictures" else Wave()
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
@@ -163,6 +168,7 @@ def in_torch(kind):
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()
+        finish()
 
     @torch.no_grad()
     def naive():
@@ -175,6 +181,7 @@ def in_torch(kind):
             code = torch.zeros(1, RATE, dtype=torch.int64)
             for t in range(TIMED_SYMBOLS[kind]):
                 code[:, t] = torch.distributions.Categorical(logits=network(code)[..., t]).sample()
+        finish()
 
     return {"naive": naive, "step": step}
 
@@ -244,7 +251,7 @@ def main():
     results = {
         "command": "python experiments/benchmarks/autoregressive.py",
         "minutes": round((time.perf_counter() - since) / 60, 1),
-        "device": f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, load {load:.1f} before",
+        "device": f"{machine()}, {len(os.sched_getaffinity(0))} of them used, load {load:.1f} before",
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "seconds": seconds,
     }

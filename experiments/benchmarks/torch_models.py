@@ -1,5 +1,7 @@
 """The same systems in PyTorch, served to `train_step.py`; needs torch and NumPy, not jaxgen.
 
+They run on the GPU if there is one, with products in TensorFloat-32 there, as JAX has them.
+
 Layers have the names that Linen gives them, so that weights find their places.
 """
 
@@ -16,6 +18,7 @@ from torch.nn import functional
 from train_step import NUM_BATCHES, peak_memory, serve
 
 HALVE = {"kernel_size": 4, "stride": 2, "padding": 1}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAYOUTS = {"plain": torch.contiguous_format, "tuned": torch.channels_last}
 """Of images in memory. "plain" is PyTorch as it comes; "tuned" also has Adam's fused update."""
 
@@ -202,6 +205,8 @@ class Side:
 
     def __init__(self, sizes, variant, threads):
         torch.set_num_threads(threads)
+        torch.set_default_device(DEVICE)
+        torch.set_float32_matmul_precision("high" if DEVICE == "cuda" else "highest")
         torch.manual_seed(0)
         height, width, channels = sizes.shape
         images = 2 * torch.rand(NUM_BATCHES * sizes.batch_size, channels, height, width) - 1
@@ -219,15 +224,17 @@ class Side:
 
     def check(self, given, answered):
         """Take over weights and inputs, write this side's losses and gradients."""
-        arrays = {name: torch.from_numpy(array) for name, array in np.load(given).items()}
+        arrays = {name: torch.from_numpy(array).to(DEVICE) for name, array in np.load(given).items()}
         parameters = dict(self.system.networks.named_parameters())
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(arrays[f"weight:{name}"])
         bits = arrays["bits"].contiguous(memory_format=self.layout)
         losses = self.system.check(bits, arrays["noise"])
-        written = {f"loss:{name}": loss.detach().numpy() for name, loss in losses.items()}
-        written |= {f"gradient:{name}": parameter.grad.numpy() for name, parameter in parameters.items()}
+        written = {f"loss:{name}": loss.detach().cpu().numpy() for name, loss in losses.items()}
+        written |= {
+            f"gradient:{name}": parameter.grad.cpu().numpy() for name, parameter in parameters.items()
+        }
         np.savez(answered, **written)
 
     def peak_memory(self):

@@ -18,6 +18,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -307,11 +308,14 @@ def main(options: Options) -> None:
 
 
 def machine() -> str:
-    """The processor's name, the number of its cores, and what malloc is told by the environment."""
+    """Names of the GPUs and of the processor, how many cores it has, and what malloc is told."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE) if info.exists() else []
     told = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")]
-    return ", ".join([(names or [platform.processor()])[0], f"{os.cpu_count()} cores", *told])
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    found = shutil.which(query[0]) and subprocess.run(query, capture_output=True, text=True)
+    gpus = found.stdout.splitlines() if found else []
+    return ", ".join([*gpus, (names or [platform.processor()])[0], f"{os.cpu_count()} cores", *told])
 
 
 def rounded(value: Any) -> Any:

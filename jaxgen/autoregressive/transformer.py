@@ -79,7 +79,13 @@ class Transformer(nn.Module):
     def __call__(
         self, x: Array, *context: Array, train: bool = False, cache: Any = None, place: Array | int = 0
     ) -> tuple[Array, Any]:
-        before = jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0))) if cache is None else x * (place > 0)
+        # A further number marks the place before the first symbol. Of zeros alone every layer would give zeros,
+        # and each normalization of zeros multiplies the gradient by a thousand.
+        if cache is None:
+            before = jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))
+            start = jnp.zeros_like(before[..., :1]).at[:, 0].set(1)
+        else:
+            before, start = x * (place > 0), jnp.full_like(x[..., :1], place == 0)
         network = causal.Transformer(
             width=self.width,
             depth=self.depth,
@@ -91,6 +97,7 @@ class Transformer(nn.Module):
             num_outputs=self.num_outputs,
             name="transformer",
         )
+        before = jnp.concatenate([before, start], -1)
         return network(before, *context, train=train, cache=cache, start=place)
 
     def empty_cache(self, count: int, length: int, dtype: Any) -> causal.Cache:

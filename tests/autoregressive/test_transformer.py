@@ -119,6 +119,17 @@ def test_log_prob_is_the_sum_of_conditionals():
     np.testing.assert_allclose(transformer.log_prob(state, x, TEXT), total, rtol=1e-5)
 
 
+def test_gradients_do_not_grow_with_depth():
+    """What stands before the first symbol is no vector of zeros, of which normalization has a huge slope."""
+    cfg = dataclasses.replace(BITS, network=Transformer(8, 6, 2))
+    state = transformer.init(jax.random.key(0), cfg)
+    last = {"kernel": jnp.ones((8, 1)), "bias": jnp.zeros(1)}
+    params = {"transformer": {**state.params["transformer"], "last": last}}
+    log_prob = lambda params: transformer.log_prob(state._replace(ema=params), examples(cfg), cfg).mean()
+    gradient = np.concatenate([np.ravel(g) for g in jax.tree.leaves(jax.grad(log_prob)(params))])
+    assert np.linalg.norm(gradient) < 100
+
+
 def test_at_temperature_zero_the_likeliest_symbol_follows():
     state = check.initial(transformer, TEXT)
     drawn = jax.jit(lambda key: transformer.sample(key, state, 2, TEXT, temperature=0.0))(jax.random.key(0))
