@@ -79,8 +79,8 @@ class Transformer(nn.Module):
     def __call__(
         self, x: Array, *context: Array, train: bool = False, cache: Any = None, place: Array | int = 0
     ) -> tuple[Array, Any]:
-        # A further number marks the place before the first symbol. Of zeros alone every layer would give zeros,
-        # and each normalization of zeros multiplies the gradient by a thousand.
+        # A further number marks the place before the first symbol. Of zeros alone all layers would give zeros
+        # there, and each normalization of zeros multiplies the gradient by a thousand.
         if cache is None:
             before = jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))
             start = jnp.zeros_like(before[..., :1]).at[:, 0].set(1)
