@@ -5,6 +5,7 @@ caption, a whole sentence, is kept inside the file, and `caption_of` reads it.
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -136,8 +137,12 @@ def grid(images: ArrayLike, columns: int | None = None, gap: int = 2) -> np.ndar
 
 
 def _pixels(images: np.ndarray) -> np.ndarray:
-    """Numbers in [-1, 1] as uint8."""
-    return np.clip((images + 1) * 127.5, 0, 255).round().astype(np.uint8)
+    """Numbers in [-1, 1] as uint8, NaN as black with a warning."""
+    lacking = np.isnan(images)
+    if lacking.any():
+        count = lacking.any((1, 2, 3)).sum()
+        warnings.warn(f"{count} of {len(images)} pictures hold NaN, which is drawn black", stacklevel=3)
+    return np.clip((np.where(lacking, -1, images) + 1) * 127.5, 0, 255).round().astype(np.uint8)
 
 
 def _colours(images: np.ndarray) -> np.ndarray:

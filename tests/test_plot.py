@@ -110,6 +110,16 @@ def test_maps_have_one_scale_and_y_upwards(tmp_path):
     assert len(panel) < pixels.size / 4
 
 
+def test_pictures_with_nan_are_counted_and_black(tmp_path):
+    images = np.ones((5, 4, 4, 1), np.float32)
+    images[3, 1] = np.nan
+    with pytest.warns(UserWarning, match="1 of 5 pictures hold NaN"):
+        plot.save_each(tmp_path, images)
+    drawn = read(tmp_path / "3.png")
+    assert (drawn[1] == 0).all()
+    assert (drawn[2] == 255).all()
+
+
 def test_maps_of_two_units_fill_their_panels(tmp_path):
     """The sound is a quarter of a second, and 4 kHz high."""
     wide = {}

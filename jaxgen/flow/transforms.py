@@ -93,7 +93,8 @@ class SigmoidAffine(Transform):
     offset: FiniteFloat = 2.0
     """With s = 0 the scale is the sigmoid of it."""
     max_log_scale: PositiveFloat = 5.0
-    """Scales are no smaller than exp(-max_log_scale), so that the inverse does not overflow."""
+    """Scales are no smaller than exp(-max_log_scale). The inverse of n couplings can stretch by
+    exp(n max_log_scale), and float32 ends at exp(88): in a deep flow a smaller number keeps samples finite."""
 
     @property
     def num_parameters(self) -> int:
