@@ -94,7 +94,7 @@ class SigmoidAffine(Transform):
     """With s = 0 the scale is the sigmoid of it."""
     max_log_scale: PositiveFloat = 5.0
     """Scales are no smaller than exp(-max_log_scale). The inverse of n couplings can stretch by
-    exp(n max_log_scale), and float32 ends at exp(88): in a deep flow a smaller number keeps samples finite."""
+    exp(n max_log_scale), and float32 ends at exp(88): a smaller number keeps samples of deep flows finite."""
 
     @property
     def num_parameters(self) -> int:
