@@ -98,7 +98,8 @@ for axes, paths, name in zip(both, (smooth, rough), ("DDIM", "ancestral"), stric
 # %%
 num_steps = 10 if SMOKE else 1500
 optimizer = Adam(1e-3, schedule=Cosine(decay_steps=num_steps), gradient_clip=1.0)
-cfg = types.from_data(ddpm, train, ddpm.Config(conditional=True, optimizer=optimizer))
+cfg = ddpm.Config(num_steps=50 if SMOKE else 1000, conditional=True, optimizer=optimizer)
+cfg = types.from_data(ddpm, train, cfg)
 log = []
 state = jaxgen.fit(
     ddpm,
