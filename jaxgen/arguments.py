@@ -59,6 +59,8 @@ def complaint(given: Mapping[str, Any], hints: Mapping[str, Any]) -> str:
             return f"{name} must be {_class(wanted)}, not {_class(type(given[name]))}"
     cfg = given.get("cfg")
     wrong = ""
+    if getattr(cfg, "shape", None) == ():
+        return "cfg.shape must be that of an example, such as (28, 28, 1), and is ()"
     if given.get("key") is not None:
         wrong = of_key(given["key"])
     if not wrong and given.get("batch") is not None:
@@ -88,6 +90,13 @@ def of_count(name: str, count: Any) -> str:
     return "" if number >= 0 else f"{name} must be at least 0, not {number}"
 
 
+def symbols(x: Any) -> Any:
+    """x. Raises ValueError for what are no integers."""
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise ValueError(f"symbols are integers, not {x.dtype}")
+    return x
+
+
 def of_batch(batch: Any, cfg: Any) -> str:
     """What is wrong with a batch for a Config."""
     if not isinstance(batch, Mapping):
@@ -108,6 +117,9 @@ def of_batch(batch: Any, cfg: Any) -> str:
             return f"batch[{name!r}] must be an array, not a list"
         if _shape(entry)[:1] != size:
             return f"batch has {size[0]} examples, but {name} of shape {_shape(entry)}"
+    kind = getattr(batch.get("tokens"), "dtype", np.int32)
+    if not jnp.issubdtype(kind, jnp.integer):
+        return f"batch['tokens'] must be integers, not {kind}"
     kind = getattr(batch.get("image"), "dtype", np.float32)
     if not jnp.issubdtype(kind, jnp.floating):
         return f"batch['image'] must be floats in [-1, 1], not {kind}: give x / 127.5 - 1 for 0 .. 255"

@@ -105,7 +105,7 @@ def misfit(value: Any, hint: Any) -> str:
         return f"must be a tuple, not the list {value}"
     words = [word for each in _flat(hint) for word in _words(each)]
     listed = " or ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
-    return f"must be {listed}, not {value!r}{_near(value, words)}"
+    return f"must be {listed}, not {value!r}{near(value, words)}"
 
 
 def _misfit_of_entries(value: tuple, hints: tuple) -> str:
@@ -150,7 +150,7 @@ def _words(hint: Any) -> list[str]:
     return ["a tuple" if name == "tuple" else f"{name}()" if dataclasses.is_dataclass(hint) else name]
 
 
-def _near(value: Any, words: list[str]) -> str:
+def near(value: Any, words: list[str]) -> str:
     """The words to add for what is nearly one of these, or is a class in place of a part; "" for others."""
     given = value.__name__ if isinstance(value, type) else value
     if not isinstance(given, str):

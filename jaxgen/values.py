@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import importlib
 import sys
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import flax.linen as nn
@@ -254,8 +255,17 @@ def from_json(value: Any) -> Any:
     """
     if isinstance(value, dict):
         part = _part(str(value.get("is")))
-        return part(**{name: from_json(entry) for name, entry in value.items() if name != "is"})
+        return built(part, {name: entry for name, entry in value.items() if name != "is"})
     return tuple(from_json(entry) for entry in value) if isinstance(value, list) else value
+
+
+def built(part: type, given: Mapping[str, Any]) -> Any:
+    """A part or Config of fields as `to_json` wrote them. Raises as `from_json` does."""
+    names = [field.name for field in dataclasses.fields(part)]
+    for name in given:
+        if name not in names:
+            raise TypeError(f"{part.__name__} has no {name!r}{fields.near(name, names)}")
+    return part(**{name: from_json(entry) for name, entry in given.items()})
 
 
 def imported(module: str) -> Any:

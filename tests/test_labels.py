@@ -12,6 +12,7 @@ import pytest
 
 import jaxgen
 from jaxgen import data, labels, types
+from jaxgen.classical import gda, naive_bayes
 from jaxgen.gan import gan
 
 KEY = jax.random.key(0)
@@ -114,3 +115,18 @@ def test_labels_are_those_given_or_drawn():
     np.testing.assert_array_equal(labels.drawn(KEY, 1, 2, 4), [1, 1])
     with pytest.raises(ValueError, match="give the label of every example"):
         labels.given(None, 3, 4)
+
+
+@pytest.mark.parametrize("family", [gda, naive_bayes], ids=lambda family: family.__name__)
+def test_so_are_they_of_models_that_always_have_labels(family):
+    dataset = data.load("digits")
+    cfg = types.from_data(family, dataset, family.Config())
+    sample = functools.partial(family.sample, KEY, family.init(KEY, cfg), 4, cfg)
+    for label in (10, -1, np.array([0, 10, 1, 1])):
+        with pytest.raises(ValueError, match="of no class: there are 0 to 9"):
+            sample(label=label)
+    for label in ("3", 3.0):
+        with pytest.raises(ValueError, match="labels are integers"):
+            sample(label=label)
+    with pytest.raises(ValueError, match="for 4 examples"):
+        sample(label=np.zeros(3, int))

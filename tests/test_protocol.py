@@ -198,6 +198,7 @@ def wrong_calls(case):
         ("must be an array, not a list", {**batch, "label": [0]}),
         ("has no examples", jax.tree.map(lambda entry: entry[:0], batch)),
         *([("not int32", {**batch, "image": x.astype(jnp.int32)})] if data_name == "image" else []),
+        *([("not float32", {**batch, "tokens": jnp.float32(x)})] if data_name == "tokens" else []),
     ):
         yield f"train_step: batch.*{label}", lambda wrong=wrong: family.train_step(state, wrong, cfg)
     yield "train_step: state must be .*, not .*Other", lambda: family.train_step(Other(0, key), batch, cfg)
@@ -206,6 +207,7 @@ def wrong_calls(case):
         (lambda: family.train_step(state, batch, other)),
     )
     yield "init: key must be a typed key .*, not 0", lambda: family.init(0, cfg)
+    yield "init: cfg.shape must be", lambda: family.init(key, dataclasses.replace(cfg, shape=()))
     yield "sample: key must be a typed key", lambda: family.sample(jnp.zeros(2, jnp.uint32), state, 2, cfg)
     yield "sample: key must be one key", lambda: family.sample(jax.random.split(key, 3), state, 2, cfg)
     yield "sample: cfg must be", lambda: family.sample(key, state, 2, other)

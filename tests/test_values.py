@@ -246,3 +246,8 @@ def test_networks_are_checked_with_the_value_that_holds_them():
     for wrong in ({"network": Typed((0,))}, {"several": (Typed(), Typed((0,)))}):
         with pytest.raises(ValueError, match=r"Typed: widths must be at least 1"):
             Holder(**wrong)
+
+
+def test_a_misspelt_field_of_a_file_is_named():
+    with pytest.raises(TypeError, match="Adam has no 'learning_rat': did you mean learning_rate"):
+        values.from_json({"is": "jaxgen.values:Adam", "learning_rat": 1.0})

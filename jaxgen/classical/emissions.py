@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgen import values
+from jaxgen.arguments import symbols
 from jaxgen.classical import gaussians, gmm
 from jaxgen.fields import NonNegativeFloat, PositiveInt
 from jaxgen.moments import Moments
@@ -50,7 +51,8 @@ class Symbols(values.Value):
         return jax.random.dirichlet(key, jnp.ones(self.size), (cfg.num_states,))
 
     def log_likelihoods(self, emission: Array, x: Array, cfg: Any) -> Array:
-        """Of symbols x (N,): (N, K), -inf for unknown symbols."""
+        """Of symbols x (N,): (N, K), -inf for unknown symbols. Raises ValueError for what are no integers."""
+        x = symbols(x)
         known = (x >= 0) & (x < self.size)
         return jnp.where(known[:, None], jnp.log(emission).T[x], -jnp.inf)
 

@@ -136,11 +136,12 @@ def fit(x: Any, label: Any, cfg: Config) -> State:
 @checked
 def sample(key: Array, state: State, n: int, cfg: Config, label: Array | int | None = None) -> Array:
     """n draws, (n, *shape), of the `label` given, one for all or (n,), else of classes by their weight."""
+    labels.check(label, cfg.num_classes)
     weights, means, covariances = state.params
     label_key, noise_key = jax.random.split(key)
     if label is None:
         label = jax.random.categorical(label_key, jnp.log(weights), shape=(n,))
-    label = jnp.broadcast_to(jnp.asarray(label), (n,))
+    label = labels.spread(label, n)
     return gaussians.draw(noise_key, label, means, covariances, cfg.kind).reshape(n, *cfg.shape)
 
 

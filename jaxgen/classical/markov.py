@@ -26,7 +26,7 @@ import numpy as np
 from jax import Array
 
 from jaxgen import values
-from jaxgen.arguments import checked
+from jaxgen.arguments import checked, symbols
 from jaxgen.fields import NonNegativeFloat, NonNegativeInt, PositiveInt
 from jaxgen.types import Batch, Metrics
 
@@ -139,7 +139,11 @@ def sample(
 
 @checked
 def log_prob(state: State, x: Array, cfg: Config, mask: Array | None = None) -> Array:
-    """Exact log p(x) of sequences x (B, T) in nats, (B,); -inf where a symbol is not in the alphabet."""
+    """Exact log p(x) of sequences x (B, T) in nats, (B,); -inf where a symbol is not in the alphabet.
+
+    Raises ValueError for what are no integers.
+    """
+    x = symbols(x)
     law = predict(state, _contexts(x, cfg), cfg)
     known = (x >= 0) & (x < cfg.size)
     symbol = jnp.where(known, x, 0)

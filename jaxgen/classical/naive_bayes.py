@@ -126,11 +126,12 @@ def fit(x: Any, label: Any, cfg: Config) -> State:
 @checked
 def sample(key: Array, state: State, n: int, cfg: Config, label: Array | int | None = None) -> Array:
     """n draws, (n, *shape), of the `label` given, one for all or (n,), else of classes by their weight."""
+    labels.check(label, cfg.num_classes)
     groups = _groups(cfg)
     *keys, label_key = jax.random.split(key, max(len(groups), 4) + 1)
     if label is None:
         label = jax.random.categorical(label_key, jnp.log(state.params.weights), shape=(n,))
-    label = jnp.broadcast_to(jnp.asarray(label), (n,))
+    label = labels.spread(label, n)
     drawn = []
     for key, (name, (law, _)) in zip(keys, groups.items(), strict=False):
         given = {parameter: value[label] for parameter, value in state.params.columns[name].items()}

@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 
 from jaxgen import distributions
+from jaxgen.arguments import symbols
 from jaxgen.fields import NonNegativeInt, PositiveInt
 from jaxgen.likelihoods.base import Likelihood, sharpened
 
@@ -123,9 +124,7 @@ class Symbols(Softmax):
 
     def index(self, x: Array) -> Array:
         """x. Raises ValueError for what are no integers."""
-        if not jnp.issubdtype(x.dtype, jnp.integer):
-            raise ValueError(f"symbols are integers, not {x.dtype}")
-        return x
+        return symbols(x)
 
     def value(self, index: Array) -> Array:
         """index."""

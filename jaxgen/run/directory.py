@@ -155,7 +155,7 @@ def read_config(family: Any, run_dir: Path) -> Any:
             f"the config of {run_dir} had its own {names}: give it again, as in load(run_dir, cfg=cfg)"
         )
     try:
-        return family.Config(**{name: values.from_json(v) for name, v in description["config"].items()})
+        return values.built(family.Config, description["config"])
     except ValueError as error:
         raise RunError(f"the config of {run_dir} cannot be used: {error}") from None
     except TypeError as error:

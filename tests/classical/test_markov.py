@@ -170,4 +170,8 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="order 2 has no transition matrix"):
         markov.transition_matrix(markov.init(jax.random.key(0), config(order=2)), config(order=2))
     state = markov.fit(X, config(), MASK)
+    with pytest.raises(ValueError, match="symbols are integers, not float32"):
+        markov.log_prob(state, jnp.ones((2, 2)), config())
+    with pytest.raises(ValueError, match=r"'tokens'\] must be integers, not float32"):
+        markov.train_step(state, {"tokens": jnp.ones((2, 9))}, config())
     assert (markov.log_prob(state, jnp.array([[0, 3], [-1, 0]]), config()) == -jnp.inf).all()
