@@ -277,6 +277,7 @@ def test_state_is_a_named_tuple_of_distinct_arrays(case):
 def test_init_needs_no_batch_and_keeps_its_shapes(case):
     without = jax.eval_shape(lambda: case.family.init(jax.random.key(0), case.cfg))
     chex.assert_trees_all_equal_shapes_and_dtypes(without, case.state)
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves(without))  # a step would be compiled twice
 
 
 def test_batches_of_numpy_are_taken_without_jit(case):

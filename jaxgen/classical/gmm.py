@@ -86,7 +86,7 @@ def init(key: Array, cfg: Config, batch: Batch | None = None) -> State:
     k, d = cfg.num_components, cfg.num_dims
     if batch is None:
         means = jax.random.normal(seed_key, (k, d))
-        params = Params(jnp.full(k, 1 / k), means, gaussians.identity(k, d, cfg.covariance))
+        params = Params(jnp.full(k, 1 / k, means.dtype), means, gaussians.identity(k, d, cfg.covariance))
     else:
         params = _seed(seed_key, _flat(jnp.asarray(observed(batch), float)), cfg)
     moments = gaussians.no_moments(k, d, cfg.covariance, params.means.dtype)
