@@ -231,4 +231,7 @@ def main(arguments: list[str] | None = None) -> None:
     with script.one_line_errors():
         if arguments and not arguments[0].startswith("-"):
             command_line.check_word("command", arguments[0], commands)
-        tyro.extras.subcommand_cli_from_dict(commands, prog="jaxgen", args=arguments)
+        with command_line.one_line_mistakes():
+            delayed = {name: command_line.delayed(command) for name, command in commands.items()}
+            command = tyro.extras.subcommand_cli_from_dict(delayed, prog="jaxgen", args=arguments)
+        command()

@@ -138,6 +138,21 @@ def test_misspelt_commands(capsys, arguments, words):
     assert_one_line(run(capsys, *arguments), *words)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("train", "vae", "--stepz", "5"), ("--stepz", "did you mean --steps?")),
+        (("train", "vae", "--steps", "abc"), ("--steps", "abc", "INT")),
+        (("train", "vae", "--optimizer", "foo"), ("foo", "adam")),
+        (("train", "vae", "--steps"), ("Missing value", "--steps")),
+        (("sample",), ("Missing", "PATH")),
+        (("sample", "there", "--n", "x"), ("--n", "x")),
+    ],
+)
+def test_words_that_are_no_arguments(capsys, arguments, words):
+    assert_one_line(run(capsys, *arguments), *words)
+
+
 @pytest.mark.parametrize("command", ["sample", "evaluate", "report"])
 @pytest.mark.parametrize(
     ("text", "words"),

@@ -54,6 +54,7 @@ def open_writer(run_dir: Path, folder: str = "checkpoints") -> Iterator[Any]:
     import orbax.checkpoint.experimental.v1 as ocp
 
     logging.getLogger("absl").addFilter(_is_not_raised_too)
+    _mute_what_is_left_behind()
     try:
         with ocp.training.Checkpointer(
             run_dir / folder,
@@ -186,14 +187,14 @@ def _or_none(path: Path, read: Callable[[], Any]) -> Any:
                 raise RunError(f"checkpoint {path} cannot be read: {one_line(error)}") from None
         finally:
             logging.disable(logging.NOTSET)
-        _mute_reads_left_behind()
+        _mute_what_is_left_behind()
         gc.collect()  # a failed read leaves coroutines that would warn of themselves later
     return None
 
 
 @functools.cache
-def _mute_reads_left_behind() -> None:
-    """Drop what Python prints of reads that outlive the failed one and find its event loop closed."""
+def _mute_what_is_left_behind() -> None:
+    """Drop what Python prints of reads and writes that outlive a failed one and find its event loop closed."""
     hook = sys.unraisablehook
 
     def without_them(raised: Any) -> None:

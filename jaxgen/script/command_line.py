@@ -9,7 +9,9 @@ import ast
 import contextlib
 import dataclasses
 import difflib
+import functools
 import inspect
+import io
 import itertools
 import os
 import re
@@ -42,7 +44,8 @@ def run_script(main: Callable[[Any], None], options: type) -> None:
     import tyro
 
     with one_line_errors():
-        given: Any = tyro.cli(options)
+        with one_line_mistakes():
+            given: Any = tyro.cli(options)
         fields.check(given, named=False)
         main(given)
 
@@ -92,6 +95,39 @@ def one_line_errors():
         raise SystemExit(2) from None
 
 
+@contextlib.contextmanager
+def one_line_mistakes():
+    """Raises ValueError of one line for what tyro would say in a box and end the program with."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    except SystemExit as stop:
+        if stop.code != 2:
+            raise
+        raise ValueError(_sentence(said.getvalue())) from None
+
+
+def _sentence(box: str) -> str:
+    """The first paragraph below the title of tyro's box, and options that it holds for those meant."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:] if line[:1] != "╰"]
+    ruled = itertools.groupby(lines, lambda line: line.strip("─-") != "")
+    said = [" ".join(group) for text, group in ruled if text] or [" ".join(box.split())]
+    meant = "".join(part for part in said if part.startswith("Perhaps you meant"))
+    near = ", ".join(dict.fromkeys(re.findall(r"(?<= )--[\w.-]+", meant)))
+    return said[0].rstrip(".") + (f": did you mean {near}?" if near else "")
+
+
+def delayed(command: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
+    """The command with its arguments, which tyro reads, in place of what it does with them."""
+
+    @functools.wraps(command)
+    def given(*args: Any, **options: Any) -> Callable[[], Any]:
+        return functools.partial(command, *args, **options)
+
+    return given
+
+
 def choose(config: Any, arguments: Sequence[str]) -> tuple[Any, list[str]]:
     """The config with the parts selected by arguments such as `--posterior log_normal`, and the rest."""
     import tyro
@@ -111,7 +147,8 @@ def choose(config: Any, arguments: Sequence[str]) -> tuple[Any, list[str]]:
             fields.append((f"part{index}", hint, dataclasses.field(default=word)))
         parser = dataclasses.make_dataclass("Parts", fields)
         parsed: Any
-        parsed, rest = tyro.cli(parser, args=rest, return_unknown_args=True, add_help=False)
+        with one_line_mistakes():
+            parsed, rest = tyro.cli(parser, args=rest, return_unknown_args=True, add_help=False)
         for index, path in enumerate(now):
             current, classes = found[path]
             other = classes.get(getattr(parsed, f"part{index}"), type(current))

@@ -8,6 +8,7 @@ A script is a dict of `System` and a call of `main`:
 """
 
 import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -114,7 +115,7 @@ def main(
 
     arguments = sys.argv[1:] if arguments is None else list(arguments)
 
-    def subcommand(name: str, system: System) -> Callable[..., None]:
+    def subcommand(name: str, system: System) -> Callable[..., Callable[[], Any]]:
         of_run: Any = command_line.option_type(system.options, "run")
         of_model: Any = command_line.option_type(system.config, "model")
         run, model = of_run(), of_model()
@@ -122,8 +123,9 @@ def main(
         def command(
             options: Annotated[of_run, tyro.conf.arg(name="")] = run,
             config: Annotated[of_model, tyro.conf.arg(name="")] = model,
-        ) -> None:
-            run_system(name, system, command_line.chosen(options), command_line.chosen(config), module)
+        ) -> Callable[[], Any]:
+            chosen = command_line.chosen(options), command_line.chosen(config)
+            return functools.partial(run_system, name, system, *chosen, module)
 
         command.__doc__ = f"{system.paper}\n\n{command_line.choices(system.config)}"
         return command
@@ -142,11 +144,14 @@ def main(
             name, system = arguments[0], systems[arguments[0]]
             cfg, rest = command_line.choose(system.config, arguments[1:])
             chosen = subcommand(name, dataclasses.replace(system, config=cfg))
-            tyro.cli(chosen, prog=f"{program} {name}", args=rest)
+            with command_line.one_line_mistakes():
+                run = tyro.cli(chosen, prog=f"{program} {name}", args=rest)
+            run()
             return
-        tyro.extras.subcommand_cli_from_dict(
-            {name: summary(system) for name, system in systems.items()}, prog=program, args=arguments
-        )
+        with command_line.one_line_mistakes():
+            tyro.extras.subcommand_cli_from_dict(
+                {name: summary(system) for name, system in systems.items()}, prog=program, args=arguments
+            )
 
 
 def run_system(name: str, system: System, options: Options, cfg: Any, module: str | None = None) -> Any:
