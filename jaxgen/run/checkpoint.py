@@ -194,7 +194,7 @@ def _or_none(path: Path, read: Callable[[], Any]) -> Any:
 
 @functools.cache
 def _mute_what_is_left_behind() -> None:
-    """Drop what Python prints of reads and writes that outlive a failed one and find its event loop closed."""
+    """Drop what Python prints of reads and writes that outlive a failed one and find its loop closed."""
     hook = sys.unraisablehook
 
     def without_them(raised: Any) -> None:
