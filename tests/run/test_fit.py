@@ -287,7 +287,7 @@ def test_reads_that_outlive_a_failed_one_are_muted_and_nothing_else(ring, tmp_pa
     """Orbax leaves some now and then; what is done here is what one does, in a callback on a closed loop."""
     printed = []
     monkeypatch.setattr(sys, "unraisablehook", lambda raised: printed.append(raised.exc_value))
-    checkpoint._mute_reads_left_behind.cache_clear()
+    checkpoint._mute_what_is_left_behind.cache_clear()
     fit(ring, 10, run_dir=tmp_path, save_every=5)
     damage_remove_manifest(tmp_path / "checkpoints" / "10")
     with pytest.warns(UserWarning, match="checkpoint 10"):
@@ -295,7 +295,7 @@ def test_reads_that_outlive_a_failed_one_are_muted_and_nothing_else(ring, tmp_pa
     printed.clear()
     for error in (RuntimeError("Event loop is closed"), RuntimeError("another")):
         sys.unraisablehook(SimpleNamespace(exc_value=error))
-    checkpoint._mute_reads_left_behind.cache_clear()
+    checkpoint._mute_what_is_left_behind.cache_clear()
     assert [str(error) for error in printed] == ["another"]
 
 
