@@ -26,14 +26,14 @@ _ROUNDS = 12
 
 
 def batches(
-    dataset: Dataset | StreamedDataset, batch_size: int, seed: int, process: tuple[int, int] | None = None
+    dataset: Dataset | StreamedDataset, batch_size: int, seed: int = 0, process: tuple[int, int] | None = None
 ) -> "DeviceBatches | StreamedBatches":
     """A callable from step to Batch; every epoch visits each example once, in a new order.
 
     Args:
         dataset: what `load` returned, or a `Dataset` of your own.
         batch_size: examples per step over all processes; it may exceed the size of the data set.
-        seed: 0 <= seed < 2^32.
+        seed: 0 <= seed < 2^32, from which the orders follow.
         process: (index, count) of this process, by default those of JAX. A streamed batch is this process's
             slice of the global batch; a batch made on the device is the global batch, which `jit` splits.
 
