@@ -122,11 +122,11 @@ def test_log_prob_is_the_sum_of_conditionals():
 def test_gradients_do_not_grow_with_depth():
     """What stands before the first symbol is no vector of zeros, of which normalization has a huge slope."""
     cfg = dataclasses.replace(BITS, network=Transformer(8, 6, 2))
-    state = transformer.init(jax.random.key(0), cfg)
+    state = jax.jit(transformer.init, static_argnums=1)(jax.random.key(0), cfg)
     last = {"kernel": jnp.ones((8, 1)), "bias": jnp.zeros(1)}
     params = {"transformer": {**state.params["transformer"], "last": last}}
     log_prob = lambda params: transformer.log_prob(state._replace(ema=params), examples(cfg), cfg).mean()
-    gradient = np.concatenate([np.ravel(g) for g in jax.tree.leaves(jax.grad(log_prob)(params))])
+    gradient = np.concatenate([np.ravel(g) for g in jax.tree.leaves(jax.jit(jax.grad(log_prob))(params))])
     assert np.linalg.norm(gradient) < 100
 
 

@@ -198,7 +198,7 @@ def test_bad_input_is_refused():
         wavenet.init(key, dataclasses.replace(SOUND, network=NETWORK.clone(kernel_size=0)))
     with pytest.raises(ValueError, match="two codes or more"):
         wavenet.init(key, dataclasses.replace(SOUND, likelihood=MuLaw(1)))
-    state = check.initial(wavenet, SOUND)
+    state = jax.jit(wavenet.init, static_argnums=1)(key, SOUND)
     with pytest.raises(ValueError, match="21 entries, the data only 20"):
         wavenet.sample(key, state, 1, SOUND, prefix=jnp.zeros((1, 21)))
     with pytest.raises(ValueError, match="temperature"):

@@ -45,7 +45,7 @@ def test_consecutive_epochs_and_seeds_are_unrelated(words):
     assert agreements.max() < 10
 
 
-@pytest.mark.parametrize("size", [2, 3, 5, 7, 8, 12, 37])
+@pytest.mark.parametrize("size", [2, 3, 5, 7, 8, 12, pytest.param(37, marks=pytest.mark.slow)])
 def test_positions_are_uniform_over_epochs(size):
     epochs = 200_000
     keys = jnp.arange(epochs, dtype=jnp.uint32)[:, None]
