@@ -103,9 +103,12 @@ def one_line_mistakes():
         with contextlib.redirect_stderr(said):
             yield
     except SystemExit as stop:
-        if stop.code != 2:
-            raise
-        raise ValueError(_sentence(said.getvalue())) from None
+        if stop.code == 2:
+            box, said = said.getvalue(), io.StringIO()
+            raise ValueError(_sentence(box)) from None
+        raise
+    finally:
+        sys.stderr.write(said.getvalue())
 
 
 def _sentence(box: str) -> str:

@@ -1,6 +1,7 @@
 """Options of Configs with parts, as a command line gives them."""
 
 import dataclasses
+import sys
 
 import flax.linen as nn
 import jax
@@ -121,3 +122,9 @@ def test_names_of_alternatives_are_words():
         "LogNormal": "log_normal",
     }
     assert {name: command_line._snake(name) for name in words} == words
+
+
+def test_what_is_said_beside_mistakes_is_passed_on(capsys):
+    with command_line.one_line_mistakes():
+        print("a warning", file=sys.stderr)
+    assert capsys.readouterr().err == "a warning\n"
