@@ -31,7 +31,7 @@ import numpy as np
 
 import jaxgen
 from jaxgen import data, plot, types
-from jaxgen.diffusion import ddpm, editing, processes, samplers, schedules
+from jaxgen.diffusion import ddpm, editing, networks, processes, samplers, schedules
 from jaxgen.evaluation import features, frechet
 from jaxgen.values import Adam, Cosine
 
@@ -98,7 +98,8 @@ for axes, paths, name in zip(both, (smooth, rough), ("DDIM", "ancestral"), stric
 # %%
 num_steps = 10 if SMOKE else 1500
 optimizer = Adam(1e-3, schedule=Cosine(decay_steps=num_steps), gradient_clip=1.0)
-cfg = ddpm.Config(num_steps=50 if SMOKE else 1000, conditional=True, optimizer=optimizer)
+network = networks.MLP((32,)) if SMOKE else networks.UNet()
+cfg = ddpm.Config(network=network, num_steps=50 if SMOKE else 1000, conditional=True, optimizer=optimizer)
 cfg = types.from_data(ddpm, train, cfg)
 log = []
 state = jaxgen.fit(
