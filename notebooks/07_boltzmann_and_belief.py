@@ -335,7 +335,7 @@ for place, (name, heights) in enumerate(
 ):
     axis.bar(np.arange(4) + 0.27 * place - 0.27, heights, 0.27, label=name)
 axis.set_xticks(range(4), ["neither", "second", "first", "both"])
-axis.set(title="causes of a unit that is on", ylabel="posterior probability")
+axis.set(title="causes of a unit that is on", ylabel="posterior probability", ylim=(0, 0.6))
 axis.legend()
 
 # %% [markdown]
@@ -462,5 +462,5 @@ for axis, (name, weight) in zip(axes, {"autoencoder": 0.0, "game": 4.0}.items(),
     picture = axis.imshow(information, cmap="magma", vmin=0, vmax=0.7)
     mean = information[np.triu_indices(8, 1)].mean()
     axis.set_title(f"{name}: {mean:.3f} nats a pair\nerror from bits {error:.3f}")
-plt.colorbar(picture, ax=axes[1], label="nats; entropies on the diagonal")
+plt.colorbar(picture, ax=axes[:2], label="nats; entropies on the diagonal")
 show(np.concatenate([x[:10], decoded[:10]]), "pictures, and from the bits of the game", 10, axes[2])

@@ -27,6 +27,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 SLOW_SECONDS = 1200
 """What a slow test may take; pyproject.toml has what the others may."""
 
+SHORT = ("test_protocol.py", "test_scripts.py")
+"""Files whose tests take a few steps of every family, and most of their time to compile these."""
+
 MOST_MAPS = 20_000
 """Memory maps of a process, of which compiled programs take some each and Linux allows 65,530."""
 
@@ -42,6 +45,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
+
+
+def pytest_runtest_setup(item):
+    """What is compiled to run a few times is not worth even the optimization of slow tests."""
+    import jax
+
+    short = item.path.name in SHORT and not item.name.startswith("test_training_helps")
+    jax.config.update("jax_disable_most_optimizations", short)
 
 
 def pytest_runtest_teardown(item, nextitem):

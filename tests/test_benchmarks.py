@@ -1,12 +1,13 @@
 """The benchmarks run; their numbers are for quiet machines and are committed beside them."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.alone import environment
 
 BENCHMARKS = Path(__file__).parent.parent / "experiments" / "benchmarks"
 
@@ -16,8 +17,7 @@ def test_train_step(tmp_path):
     output = tmp_path / "train_step.json"
     command = [sys.executable, BENCHMARKS / "train_step.py", "--smoke", "--no-torch", "--no-startup"]
     command += ["--systems", "mlp_vae", "dcgan", "--output", output]
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    process = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     systems = json.loads(output.read_text())["systems"]
     for name in ("mlp_vae", "dcgan"):
@@ -31,8 +31,7 @@ def test_train_step(tmp_path):
 def test_gan_step(tmp_path):
     output = tmp_path / "gan_step.json"
     command = [sys.executable, BENCHMARKS / "gan_step.py", "--smoke", "--no-torch", "--output", output]
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    process = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     systems = json.loads(output.read_text())["systems"]
     assert set(systems) == {"dcgan", "wgan_gp"}
@@ -48,8 +47,7 @@ def test_gibbs(tmp_path):
     ours = ["jaxgen", "jaxgen, float64"]
     theirs = ["scikit-learn", "scikit-learn, float64"]
     command += ["--contenders", *ours, *theirs, "--output", output]
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    process = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     measured = json.loads(output.read_text())["threads"]["1"]
     for name, difference in measured["difference"].items():

@@ -1,12 +1,13 @@
 """Presets run whole, on the data that need no download: does each reach what it is known to reach?"""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.alone import environment
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -26,8 +27,7 @@ The mixture reaches -10.0 to -11.2 nats with four seeds, of which the preset has
 @pytest.mark.parametrize(("script", "system", "metric", "bound"), KNOWN)
 def test_preset_reaches_its_figure(script, system, metric, bound, tmp_path):
     command = [sys.executable, EXPERIMENTS / script, system, "--run-dir", tmp_path, "--sample-every", "0"]
-    one_device = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    process = subprocess.run(command, env=one_device, capture_output=True, text=True)
+    process = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     found = json.loads((tmp_path / "report.json").read_text())["metrics"][metric]
     assert found["n"] == 359

@@ -15,6 +15,7 @@ from experiments import table
 from jaxgen import types
 from jaxgen.evaluation.metric import Metric
 from jaxgen.script.result import file_name
+from tests.alone import environment
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -93,11 +94,12 @@ def test_notebook_is_paired(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, tmp_path):
-    environment = {**os.environ, "JAXGEN_SMOKE": "1", "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+    compile_fast = "--xla_backend_optimization_level=1"
+    variables = environment(JAXGEN_SMOKE="1", PYTHONPATH=str(ROOT), MPLBACKEND="agg", XLA_FLAGS=compile_fast)
     result = subprocess.run(
         [sys.executable, "-W", "error", str(path)],
         cwd=tmp_path,
-        env=environment,
+        env=variables,
         capture_output=True,
         text=True,
     )
