@@ -15,7 +15,6 @@ import importlib.metadata
 import json
 import logging
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from train_step import machine
 
 NUM_STEPS = 10
 
@@ -265,7 +265,7 @@ def main():
     packages = ["jax", "numpy", "scipy", "scikit-learn", "hmmlearn"]
     versions = {package: importlib.metadata.version(package) for package in packages}
     used = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    device = f"{platform.machine()}, {used} of {os.cpu_count()} cores"
+    device = f"{machine()}, {used} of them used"
     result = {"device": device, "steps": NUM_STEPS, "versions": versions, "cases": cases}
     arguments.output.write_text(json.dumps(result, indent=2) + "\n")
 

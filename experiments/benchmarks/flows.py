@@ -14,7 +14,6 @@ import argparse
 import importlib.metadata
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from train_step import machine
 
 NUM_DIMS, WIDTH, BATCH_SIZE, NUM_POINTS = 16, 64, 512, 100_000
 DEPTHS = 4, 16, 64
@@ -200,7 +200,7 @@ def main():
     results = {
         "command": "python experiments/benchmarks/flows.py",
         "minutes": round((time.perf_counter() - since) / 60, 1),
-        "device": f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, load {load:.1f} before",
+        "device": f"{machine()}, {len(os.sched_getaffinity(0))} of them used, load {load:.1f} before",
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "layers": layers,
     }
