@@ -198,9 +198,9 @@ SYSTEMS = {
         network=Transformer(64, 2, 2, "relu"),
         preprocessing=Logit(),
     ),
-    # The size of the paper. XLA counts 0.51 GFLOP an example for a training step whose loops turn once, thus 16
-    # for 32 turns, and 1.0 EFLOP in all: 10 hours at 30 TFLOP/s. By hand the products of the convolutions are
-    # 24 GFLOP, places in their padding included. It has not been run.
+    # The size of the paper. XLA counts 0.51 GFLOP an example for a training step whose loops turn once,
+    # thus 16 for 32 turns, and 1.0 EFLOP in all: 10 hours at 30 TFLOP/s. By hand the products of the
+    # convolutions are 24 GFLOP, places in their padding included. It has not been run.
     "glow_cifar10": system(
         GLOW,
         glow,
@@ -213,9 +213,9 @@ SYSTEMS = {
         optimizer=Adam(1e-3, schedule=Constant(warmup_steps=5000), gradient_clip=10.0),
         average=Average(0.9999),
     ),
-    # The size of the paper. XLA counts 3.9 GFLOP an example for a training step whose loops turn once, thus 12
-    # for three turns, and 0.8 EFLOP in all: 7 hours at 30 TFLOP/s. The paper does not say how long it trains. It
-    # has not been run.
+    # The size of the paper. XLA counts 3.9 GFLOP an example for a training step whose loops turn once, thus
+    # 12 for three turns, and 0.8 EFLOP in all: 7 hours at 30 TFLOP/s. The paper does not say how long it
+    # trains. It has not been run.
     "realnvp_cifar10": system(
         REALNVP,
         realnvp_images,
@@ -228,8 +228,8 @@ SYSTEMS = {
         average=Average(0.9999),
     ),
     # As large as the paper's flow of 64x64 images, with its noise and learning rate. XLA counts 12 GFLOP an
-    # example for a training step whose loops turn once, thus 740 for 8 layers of 8 blocks, and 19 EFLOP in all:
-    # 18 hours at 300 TFLOP/s in bfloat16. It has not been run.
+    # example for a training step whose loops turn once, thus 740 for 8 layers of 8 blocks, and 19 EFLOP in
+    # all: 18 hours at 300 TFLOP/s in bfloat16. It has not been run.
     "tarflow_cifar10": system(
         TARFLOW,
         tarflow,
