@@ -27,7 +27,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 SLOW_SECONDS = 1200
 """What a slow test may take; pyproject.toml has what the others may."""
 
-SHORT = ("test_protocol.py", "test_scripts.py")
+SHORT = ("test_options.py", "test_protocol.py", "test_scripts.py")
 """Files whose tests take a few steps of every family, and most of their time to compile these."""
 
 MOST_MAPS = 20_000
