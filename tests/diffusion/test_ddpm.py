@@ -15,7 +15,7 @@ from jaxgen.diffusion import bound, ddpm, guidance, processes
 from jaxgen.diffusion.networks import MLP, Transformer, UNet
 from jaxgen.diffusion.objectives import Bound, Hybrid, Simple
 from jaxgen.diffusion.samplers import DDIM, DDPM, DPMSolverPP, Heun
-from jaxgen.diffusion.schedules import Cosine
+from jaxgen.diffusion.schedules import Cosine, Linear
 
 SMALL = ddpm.Config(network=MLP((32,)), num_steps=50, sampler=DDIM(10))
 RANDOM = (
@@ -119,6 +119,34 @@ def test_terms_sum_to_the_bound_and_few_estimate_them_all():
     full, few = full.reshape(3, -1), few.reshape(3, -1)
     errors = np.sqrt((full.var(1) + few.var(1)) / 20_000)
     assert np.all(np.abs(full.mean(1) - few.mean(1)) < 5 * errors)
+
+
+def test_as_many_terms_as_steps_are_the_bound_itself():
+    cfg, state = exact(0.5)
+    x = jax.random.normal(jax.random.key(0), (5, 2))
+    full, all_of_them = (elbo(jax.random.key(1), state, x, cfg=cfg, num_terms=n) for n in (None, 30))
+    np.testing.assert_allclose(all_of_them, full, rtol=1e-5)
+
+
+def test_what_is_left_of_the_data_at_the_last_step_costs():
+    """Few steps of little noise: x_T is far from N(0, I), by more than the rest of the bound."""
+    cfg, state = exact(0.5, num_steps=3, schedule=Linear(0.01, 0.02))
+    x = jnp.array([[0.0, 0.0], [2.0, 0.0]])
+    alpha, sigma = processes.levels(ddpm.process(cfg), 2)
+    wanted = 0.5 * ((alpha * x) ** 2 + sigma**2 - 1 - np.log(sigma**2)).sum(-1)
+    terms = ddpm.vlb_terms(jax.random.key(1), state, x, cfg)
+    np.testing.assert_allclose(terms[-1], wanted, rtol=1e-5)
+    for num_terms in (None, 3):
+        bounds = elbo(jax.random.key(1), state, x, cfg=cfg, num_terms=num_terms)
+        np.testing.assert_allclose(bounds, -terms.sum(0), rtol=1e-5)
+
+
+def test_scores_fall_with_distance_and_do_not_depend_on_what_is_predicted():
+    x = jnp.array([[0.0, 0.0], [1.0, -1.0], [4.0, 4.0]])
+    scores = [ddpm.score(state, x, cfg) for cfg, state in (exact(0.5, target=t) for t in ("eps", "x0", "v"))]
+    assert scores[0][0] > scores[0][1] > scores[0][2]
+    for others in scores[1:]:
+        np.testing.assert_allclose(others, scores[0], rtol=1e-4)
 
 
 @pytest.mark.slow
