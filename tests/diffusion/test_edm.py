@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgen import data
 from jaxgen.diffusion import edm
 from jaxgen.diffusion.level_samplers import Ancestral, Heun
 from jaxgen.diffusion.networks import MLP
@@ -38,6 +39,24 @@ def test_preconditioners_keep_unit_variances():
     # The target (y - c_skip x) / c_out of y of variance 1/4 and x = y + level n.
     np.testing.assert_allclose(((1 - skip) ** 2 * 0.25 + skip**2 * level**2) / out**2, 1.0, rtol=1e-4)
     np.testing.assert_allclose(jnp.exp(4 * noise), level, rtol=1e-5)
+
+
+def test_the_standard_deviation_is_that_of_the_data_if_none_is_given():
+    x = np.random.default_rng(0).normal(2.0, 0.3, (2000, 2)).astype(np.float32)
+    dataset = data.Dataset("points", "train", {"x": x})
+    unknown = dataclasses.replace(CFG, data_std=None)
+    assert edm.from_data(dataset, unknown).data_std == pytest.approx(x.std(), rel=2e-3)
+    assert edm.from_data(dataset, CFG) == CFG
+
+
+def test_the_score_weighs_every_level_as_the_loss_does(state):
+    x = np.array([[0.0, 0.0], [0.3, -0.6], [2.0, 2.0]])
+    noise = np.asarray(jax.random.normal(jax.random.key(0), (2,)))
+    wanted = 0
+    for level in 0.5 * np.array([0.1, 0.2, 0.4, 0.8]):
+        denoised = 0.25 / (0.25 + level**2) * (x + level * noise)  # E[y | x] of data N(0, 1/4)
+        wanted -= ((denoised - x) ** 2).mean(1) * (0.25 + level**2) / (0.25 * level**2) / 4
+    np.testing.assert_allclose(edm.score(state, jnp.asarray(x, jnp.float32), CFG), wanted, rtol=1e-4)
 
 
 @pytest.mark.slow
