@@ -193,7 +193,7 @@ SYSTEMS = {
     "tarflow": fashion(
         TARFLOW,
         tarflow,
-        3000,
+        9000,
         32,
         warmup_steps=150,
         patch=4,
