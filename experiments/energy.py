@@ -103,8 +103,8 @@ MORDATCH = "Du & Mordatch 2019"
 SONG = "Song & Ermon 2019"
 
 # Nothing was tuned. Chains of points have the temperature 1, so that exp(-E) is a density. They hardly cross
-# from one moon to the other, so that training does not tell the energy how much lies in each: samples look like
-# the data, while exp(-E) has most of its mass in one moon (3.84 nats, where the data have 0.28).
+# from one moon to the other, so that training does not tell the energy how much lies in each: samples look
+# like the data, while exp(-E) has most of its mass in one moon (3.84 nats, where the data have 0.28).
 SYSTEMS = {
     "ebm": System(
         family=ebm,
