@@ -9,8 +9,8 @@ import sklearn.decomposition
 from jaxgen import values
 from jaxgen.classical import ppca
 
-# The mean starts at that of the batch, with a gradient near 0, whose signs Adam would follow: SGD for what must
-# be reproduced.
+# The mean starts at that of the batch, with a gradient near 0, whose signs Adam would follow: SGD for what
+# must be reproduced.
 SMALL = ppca.Config(num_latents=3, optimizer=values.SGD(1e-3))
 TRAINED = ppca.Config(num_latents=3)
 
