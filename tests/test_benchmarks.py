@@ -9,6 +9,7 @@ import pytest
 
 from tests.alone import environment
 
+COMPILE_FAST = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 BENCHMARKS = Path(__file__).parent.parent / "experiments" / "benchmarks"
 
 
@@ -17,7 +18,7 @@ def test_train_step(tmp_path):
     output = tmp_path / "train_step.json"
     command = [sys.executable, BENCHMARKS / "train_step.py", "--smoke", "--no-torch", "--no-startup"]
     command += ["--systems", "mlp_vae", "dcgan", "--output", output]
-    process = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    process = subprocess.run(command, env=environment(**COMPILE_FAST), capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     systems = json.loads(output.read_text())["systems"]
     for name in ("mlp_vae", "dcgan"):
@@ -31,7 +32,7 @@ def test_train_step(tmp_path):
 def test_gan_step(tmp_path):
     output = tmp_path / "gan_step.json"
     command = [sys.executable, BENCHMARKS / "gan_step.py", "--smoke", "--no-torch", "--output", output]
-    process = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    process = subprocess.run(command, env=environment(**COMPILE_FAST), capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     systems = json.loads(output.read_text())["systems"]
     assert set(systems) == {"dcgan", "wgan_gp"}
@@ -47,7 +48,7 @@ def test_gibbs(tmp_path):
     ours = ["jaxgen", "jaxgen, float64"]
     theirs = ["scikit-learn", "scikit-learn, float64"]
     command += ["--contenders", *ours, *theirs, "--output", output]
-    process = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    process = subprocess.run(command, env=environment(**COMPILE_FAST), capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     measured = json.loads(output.read_text())["threads"]["1"]
     for name, difference in measured["difference"].items():
