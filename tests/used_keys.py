@@ -78,7 +78,7 @@ def _identities(keys):
 
 
 def _scan(params, inputs, found):
-    num_consts, num_carry = params["num_consts"], params["num_carry"]
+    num_consts, num_carry = _parts_of_scan(params)
     consts, carry = inputs[:num_consts], inputs[num_consts : num_consts + num_carry]
     rows, body = inputs[num_consts + num_carry :], params["jaxpr"]
     order = range(params["length"])
@@ -86,6 +86,14 @@ def _scan(params, inputs, found):
         row = [UNKNOWN if values is UNKNOWN else values[index] for values in rows]
         carry = _evaluate(body.jaxpr, body.consts, [*consts, *carry, *row], found)[:num_carry]
     return [*carry, *[UNKNOWN] * (len(body.jaxpr.outvars) - num_carry)]
+
+
+def _parts_of_scan(params):
+    """How many inputs of a loop are the same for all rows, and how many are carried on."""
+    if "num_consts" in params:  # before jax 0.12
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)
 
 
 def _while(params, inputs, found):
