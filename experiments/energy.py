@@ -102,11 +102,11 @@ def points(steps, **options):
 MORDATCH = "Du & Mordatch 2019"
 SONG = "Song & Ermon 2019"
 
-# Nothing was tuned. Chains of points have the temperature 1, so that exp(-E) is a density. They hardly cross
-# from one moon to the other, so that training does not tell the energy how much lies in each: samples look
-# like the data, while exp(-E) has most of its mass in one moon (3.84 nats, where the data have 0.28). Chains of
-# digits that start at noise end in a few bright sixes and fives: after 300 steps their Frechet distance is 14,
-# after 1200 it is 53.
+# Nothing was tuned. Chains of points have the temperature 1, so that exp(-E) is a density. They hardly
+# cross from one moon to the other, so that training does not tell the energy how much lies in each: samples
+# look like the data, while exp(-E) has most of its mass in one moon (3.84 nats, where the data have 0.28).
+# Chains of digits that start at noise end in a few bright sixes and fives: after 300 steps their Frechet
+# distance is 14, after 1200 it is 53.
 SYSTEMS = {
     "ebm": System(
         family=ebm,
