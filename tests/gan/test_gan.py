@@ -608,8 +608,8 @@ def test_a_continuous_code_comes_to_mean_something():
     rows = []
     options = {"batch_size": 128, "key": KEY, "mesh": shard.mesh(1), "sample_every": 0, "log_every": 500}
     state = jaxgen.fit(gan, cfg, lines, steps=1500, on_log=lambda step, row, _: rows.append(row), **options)
-    # A reader who knows nothing has 1/3. At five times the learning rate the mean of 500 steps reached 24, and
-    # runs that differ in rounding alone ended on both sides of 0.2.
+    # A reader who knows nothing has 1/3. At five times the learning rate the mean of 500 steps reached 24,
+    # and runs that differ in rounding alone ended on both sides of 0.2.
     assert rows[-1]["code_error"] < 0.05
     assert rows[-1]["class_accuracy"] > 0.95
     z = gan.draw_codes(jax.random.key(1), 200, cfg)
