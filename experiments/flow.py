@@ -184,7 +184,7 @@ SYSTEMS = {
     ),
     # Of the validation digits: the logit took off 0.25 bits/dim, and weights that decay 0.02.
     "glow_digits": digits(GLOW, glow, 1000, 1.0, network=ConvNet(32), settings=TEMPERATURES),
-    # 26 to 45 minutes each on a core that other work used too; RealNVP takes a third of its 38 where none does.
+    # 26 to 45 minutes each on a core that other work used too; RealNVP takes a third of its 38 alone.
     # Nothing was tuned but the logit, on digits and in the first steps of TarFlow.
     "glow": fashion(
         GLOW, glow, 15_000, num_levels=2, num_steps=4, network=ConvNet(48), preprocessing=Logit()
