@@ -320,6 +320,19 @@ def test_jit_equals_eager_and_scan_equals_loop(case):
     assert_close(scanned, looped)
 
 
+@pytest.mark.slow
+def test_convolutions_of_a_step_are_channels_last(case):
+    """On CPU those of other layouts take up to hundreds of times as long in the loop that `fit` makes."""
+    text = case.step.lower(case.state, case.batch).as_text()
+    found = re.findall(r"stablehlo\.convolution\(.*?dim_numbers = (\S.*?), window", text)
+    assert len(found) == text.count("stablehlo.convolution(")
+    for layout in found:
+        x, kernel, y = re.fullmatch(r"\[(.*)\]x\[(.*)\]->\[(.*)\]", layout).groups()
+        space = x.removeprefix("b, ").removesuffix(", f")
+        assert (x, kernel, y) == (f"b, {space}, f", f"{space}, i, o", f"b, {space}, f")
+        assert space == ", ".join(map(str, range(space.count(",") + 1)))
+
+
 def test_equal_configs_do_not_retrace(case):
     traces = []
 

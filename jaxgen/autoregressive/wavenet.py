@@ -38,6 +38,7 @@ from jaxgen.autoregressive.sequential import (
 )
 from jaxgen.fields import NonNegativeInt, PositiveInt
 from jaxgen.likelihoods import Likelihood, MuLaw, Symbols
+from jaxgen.nn.conv import conv_general_dilated
 
 __all__ = [
     "CausalConv",
@@ -74,7 +75,7 @@ class CausalConv(nn.Module):
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         back = [self.dilation * i for i in reversed(range(self.kernel_size))]  # how far each tap reaches
         if cache is None:
-            y = jax.lax.conv_general_dilated(
+            y = conv_general_dilated(
                 x,
                 kernel,
                 window_strides=(1,),
