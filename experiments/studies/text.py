@@ -45,7 +45,7 @@ class Options:
     """Text file in UTF-8; by default Python's language reference."""
     orders: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
     """Letters that the next one depends on."""
-    steps: NonNegativeInt = 3000
+    steps: NonNegativeInt = 6000
     """Training steps of the transformer; 0 for none."""
     length: PositiveInt = 300
     """Letters each of them writes."""
@@ -118,6 +118,20 @@ def measure(options: Options, order: int, train: str, validation: str, test: str
     }
 
 
+def write(key, state, cfg, length: int) -> str:
+    """Letters of the transformer, a window at a time: each goes on from the last half of the one before.
+
+    Positions beyond a window are none that it was trained on.
+    """
+    half = WINDOW // 2
+    go_on = jax.jit(lambda key, prefix: transformer.sample(key, state, 1, cfg, prefix=prefix)[0])
+    letters = np.asarray(go_on(key, symbols(" ")))
+    while len(letters) < length:
+        key = jax.random.fold_in(key, len(letters))
+        letters = np.concatenate([letters, np.asarray(go_on(key, letters[None, -half:]))[half:]])
+    return "".join(ALPHABET[letter] for letter in letters[:length])
+
+
 def measure_transformer(options: Options, train: str, validation: str, test: str) -> dict[str, object]:
     """The transformer after steps that the validation text chooses: bits of the test text, and a sample.
 
@@ -168,10 +182,7 @@ def measure_transformer(options: Options, train: str, validation: str, test: str
             print(f"{steps} steps: {found:.4f} bits a letter of the validation text", flush=True)
             best = min(best, (found, steps, state), key=lambda row: row[0])
     _, steps, state = best
-    key = jax.random.key(options.seed)
-    longer = dataclasses.replace(cfg, shape=(options.length,))
-    draw = lambda state: transformer.sample(key, state, 1, longer, prefix=symbols(" "))
-    written = "".join(ALPHABET[letter] for letter in np.asarray(jax.jit(draw)(state)[0]))
+    written = write(jax.random.key(options.seed), state, cfg, options.length)
     return {
         "order": "transformer",
         "steps": steps,
