@@ -6,7 +6,7 @@ python experiments/autoregressive.py gated_pixelcnn
 python experiments/autoregressive.py gated_pixelcnn --data digits --conditional
 python experiments/autoregressive.py pixelrnn
 python experiments/autoregressive.py pixelcnn_pp
-python experiments/autoregressive.py pixelcnn_pp --data fashion_mnist
+python experiments/autoregressive.py pixelcnn_pp --data fashion_mnist --batch-size 16
 python experiments/autoregressive.py transformer
 python experiments/autoregressive.py wavenet
 python experiments/autoregressive.py wavenet --data sounds:FOLDER

@@ -105,6 +105,19 @@ def train(name, seed, dataset, test, options):
     return found, float(bound["negative_elbo"]["value"])
 
 
+def pooled(noises):
+    """The harmonic mean of noises, and those one standard error below and above it.
+
+    Inverses are averaged: those of one measurement are of either sign where noise is large.
+    """
+    inverse = 1 / np.array(noises).ravel()
+    mean, error = inverse.mean(), inverse.std(ddof=1) / np.sqrt(inverse.size) if inverse.size > 1 else 0.0
+    return {
+        "pooled": round(float(1 / mean), 1),
+        "pooled_interval": [round(float(1 / (mean + sign * error)), 1) for sign in (1, -1)],
+    }
+
+
 def main(options: Options) -> None:
     """Print a line an estimator, and write them as JSON with the curves."""
     since, rows = time.perf_counter(), []
@@ -113,9 +126,13 @@ def main(options: Options) -> None:
     for name in options.estimators:
         runs = [train(name, seed, dataset, test, options) for seed in options.seeds]
         bounds = [bound for _, bound in runs]
-        rows.append({"estimator": name, "noise": [noise for noise, _ in runs], "negative_elbo": bounds})
-        print(name, np.median(rows[-1]["noise"], 0).round(2), np.round(bounds, 2), flush=True)
-    curves = [plot.Curve(steps, np.median(row["noise"], 0), row["estimator"]) for row in rows]
+        noises = [noise for noise, _ in runs]
+        row = {"estimator": name, **pooled(noises), "noise": noises, "negative_elbo": bounds}
+        rows.append(row)
+        print(name, row["pooled"], row["pooled_interval"], np.round(bounds, 2), flush=True)
+    # What is not positive is a squared mean that is lost in the errors of its estimate.
+    means = {row["estimator"]: 1 / np.mean(1 / np.array(row["noise"]), 0) for row in rows}
+    curves = [plot.Curve(steps, np.where(y > 0, y, np.nan), name) for name, y in means.items()]
     panel = plot.Panel(
         curves, "gradient of the recognition network", "steps", "variance / squared mean", log="y"
     )

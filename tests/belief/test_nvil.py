@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxgen
+from experiments.studies import gradients
 from jaxgen import data, shard
 from jaxgen.belief import nvil
 from jaxgen.belief.nvil import NVIL, VIMCO, Baseline, Params, Signal
@@ -217,3 +218,10 @@ def test_it_learns_digits(estimator):
     )
     nll = -float(nvil.exact_log_prob(state, jnp.asarray(test[:]["image"]), cfg).mean())
     assert nll < 20.3
+
+
+def test_noise_is_pooled_by_its_inverse():
+    # Inverses 1/50 and 1/200 have the mean 1/80 and the standard error 3/400; one of -1/100 lowers the mean.
+    found = gradients.pooled([[50.0], [200.0]])
+    assert found == {"pooled": 80.0, "pooled_interval": [50.0, 200.0]}
+    assert gradients.pooled([[50.0, -100.0]])["pooled"] == 200.0
