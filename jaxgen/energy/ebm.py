@@ -13,8 +13,10 @@ where alpha keeps the energies near 0. They come from K steps of Langevin dynami
 which start at what earlier steps have arrived at: a buffer of chains, of which a step takes one for each
 example, begins a few anew from uniform noise, and puts the ends back in their places.
 
-With noise = sqrt(step_size) chains tend to p as the step size goes to 0. The paper has much larger steps
-for pictures, with less noise: exp(-E) is then not what chains draw from, see `langevin`, and what they
+With noise = sqrt(step_size) chains tend to p as the step size goes to 0. Where p has the variance s^2 in some
+direction, theirs is s^2 / (1 - step_size / (4 s^2)) there: steps that are not much smaller than s^2 teach an
+energy that is too steep, and from s^2 on, one that never ends to grow. The paper has much larger steps for
+pictures, with less noise: exp(-E) is then not what chains draw from, see `langevin`, and what they
 reach in K steps is what is learned.
 
 Departs from the paper: data are on [-1, 1], so that the paper's step size of 10 on [0, 1], without the half,
