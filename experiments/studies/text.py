@@ -45,7 +45,7 @@ class Options:
     """Text file in UTF-8; by default Python's language reference."""
     orders: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
     """Letters that the next one depends on."""
-    steps: NonNegativeInt = 5000
+    steps: NonNegativeInt = 4000
     """Training steps of the transformer; 0 for none."""
     length: PositiveInt = 300
     """Letters each of them writes."""
