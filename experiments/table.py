@@ -74,6 +74,7 @@ NOTES = {
     "dbn-mnist": "lengths and start of the top machine changed after test results",
     "dbm-mnist": "length and learning rate of the joint training changed after a test result",
     "nvil-mnist": "length of training changed after a test result",
+    "ebm-moons": "changed after a test result, then chosen on training examples kept apart",
     **dict.fromkeys(
         ("nice-moons", "nice-ring", "nice-rings", "nice-checkerboard"),
         "initial weights changed after a test result on the ring",
